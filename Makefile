@@ -1,0 +1,38 @@
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+DEMO := demo
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check clean
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+install: .venv/installed ## create .venv with medbert and all that its tests need
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) torch -c constraints.txt
+	$(PIP) --editable '.[test]' -c constraints.txt
+	touch $@
+
+demo: .venv/installed ## invent 50,000 lives, pretrain, predict heart failure in diabetics, open the report
+	$(BIN)/medbert synthesize n_subjects=50000 seed=1 out=$(DEMO)/events overwrite=true
+	$(BIN)/medbert prepare source=meds source.path=$(DEMO)/events out=$(DEMO)/store overwrite=true
+	$(BIN)/medbert pretrain store=$(DEMO)/store encoder=tiny trainer.max_epochs=4 out=$(DEMO)/encoder overwrite=true
+	$(BIN)/medbert finetune store=$(DEMO)/store encoder_dir=$(DEMO)/encoder task=dhf max_tokens=64 trainer.max_epochs=5 out=$(DEMO)/run overwrite=true
+	$(BIN)/medbert evaluate run=$(DEMO)/run out=$(DEMO)/report overwrite=true
+	@echo "The report: $(CURDIR)/$(DEMO)/report/report.html"
+
+test: .venv/installed ## run the tests
+	$(BIN)/python -m pytest
+
+check: .venv/installed ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean: ## remove everything that make made
+	rm -rf .venv $(DEMO) build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

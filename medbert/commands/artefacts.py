@@ -1,0 +1,97 @@
+"""Every verb makes one folder: the old one stays until the new one is whole."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from medbert.schema import InputError
+
+log = logging.getLogger(__name__)
+
+_SETTINGS = "settings.json"
+_VERSIONS = ("medbert", "torch", "pytorch-lightning", "numpy", "pandas", "pyarrow", "scikit-learn")
+
+
+@contextmanager
+def artefact(
+    out: str | Path, *, overwrite: bool, settings: Mapping[str, Any], resumable: bool = False
+) -> Iterator[Path]:
+    """Yields a working folder beside ``out`` that becomes ``out`` when the block ends well.
+
+    A finished ``out`` is refused unless ``overwrite``. When the block fails, nothing is left,
+    except that a ``resumable`` verb's work is kept and taken up by the next run with the same
+    ``settings``. The folder also receives ``settings.json`` and ``environment.json``.
+    """
+    out = Path(out)
+    work, old = out.with_name(out.name + ".partial"), out.with_name(out.name + ".old")
+    if old.exists() and not out.exists():
+        old.rename(out)  # killed between the two renames below
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite:
+        raise InputError(f"{out}: exists; say overwrite=true to replace it, or name another out=")
+    if work.exists():
+        _take_up(work, settings, resumable)
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        write_json(work / _SETTINGS, settings)
+        write_json(work / "environment.json", _environment())
+        yield work
+        if out.exists():
+            out.rename(old)
+        work.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException as error:
+        if not resumable or isinstance(error, InputError):
+            shutil.rmtree(work, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno is not None and not resumable:
+            raise InputError(
+                f"{error.filename or out}: {os.strerror(error.errno)}; nothing was changed"
+            ) from error
+        raise
+
+
+def _take_up(work: Path, settings: Mapping[str, Any], resumable: bool) -> None:
+    if not resumable:
+        shutil.rmtree(work)
+        return
+    begun = read_json(work / _SETTINGS) if (work / _SETTINGS).is_file() else {}
+    differing = sorted(k for k in begun.keys() | settings.keys() if begun.get(k) != settings.get(k))
+    if [key for key in differing if key != "overwrite"]:
+        raise InputError(
+            f"{work}: unfinished work with other settings ({', '.join(differing)}); "
+            "repeat the same command to finish it, or delete the folder"
+        )
+
+
+def _environment() -> dict[str, Any]:
+    found = {"python": platform.python_version(), "system": platform.system()}
+    for name in _VERSIONS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes through a temporary file, so that a reader never sees half of it."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: not found; is {path.parent} the folder a verb made?") from error
+    except ValueError as error:
+        raise InputError(f"{path}: damaged ({error}); run the verb that made it again") from error

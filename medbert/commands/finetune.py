@@ -1,0 +1,138 @@
+"""``medbert finetune``: a prediction head on an encoder, and its held-out predictions."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from medbert.commands.artefacts import artefact, write_json
+from medbert.commands.classifier import Recipe, Rows, by_split, predict, train_classifier
+from medbert.commands.reporting import PRETRAINED, UNTRAINED, write_report
+from medbert.data.cohorts import Cohort
+from medbert.data.store import Store
+from medbert.evaluate import report
+from medbert.model import checkpoint
+from medbert.schema import (
+    BOOLEAN_VALUE,
+    DECISION,
+    HELD_OUT,
+    LABELS,
+    PREDICTION_TIME,
+    PROBABILITY,
+    SUBJECT_ID,
+    InputError,
+)
+
+log = logging.getLogger(__name__)
+
+
+class Task(Protocol):
+    """Turns a store into a cohort with labels."""
+
+    def build(self, store: Store) -> Cohort: ...
+
+
+def finetune(
+    *,
+    store: str,
+    encoder_dir: str | None,
+    encoder: Callable[..., torch.nn.Module],
+    task: Task,
+    head: Callable[..., torch.nn.Module],
+    optimizer: Callable[..., Any],
+    trainer: Callable[..., Any],
+    freeze: bool,
+    max_tokens: int,
+    batch_tokens: int,
+    patience: int,
+    seed: int,
+    out: str,
+    overwrite: bool,
+    settings: dict[str, Any],
+) -> Path:
+    """Writes the run folder ``out`` (weights, labels, predictions, metrics) and returns it.
+
+    ``encoder_dir=None`` trains ``encoder`` from scratch on the labels alone.
+    """
+    records = Store(store)
+    torch.manual_seed(seed)
+    if encoder_dir is None:
+        model = encoder(vocabulary_size=len(records.vocabulary))
+    else:
+        model = load_encoder(encoder_dir, records)
+    recipe = Recipe(head, optimizer, trainer, freeze, max_tokens, batch_tokens, patience, seed)
+    with artefact(out, overwrite=overwrite, settings=settings) as folder:
+        cohort = task.build(records)
+        splits = by_split(records, cohort)
+        for split, rows in splits.items():
+            log.info("%s: %s rows, %s positive", split, len(rows.rows), int(rows.labels.sum()))
+        classifier, metrics = train_classifier(records, splits, model, recipe, folder=folder)
+        held_out = predict(records, splits[HELD_OUT], model, classifier, recipe)
+        vocabulary = {"vocabulary_sha256": records.vocabulary.sha256}
+        modules = {"encoder": model, "head": classifier}
+        checkpoint.save_module(folder, modules=modules, extra=vocabulary)
+        records.vocabulary.save(folder / "vocabulary.parquet")
+        _write_labels(folder / "labels.parquet", records, splits)
+        _write_predictions(folder / "predictions.parquet", records, splits[HELD_OUT], held_out)
+        write_json(
+            folder / "cohort.json",
+            {"flow": [tuple(step) for step in cohort.flow], "task": cohort.task},
+        )
+        results = report.summarise(
+            splits[HELD_OUT].labels,
+            {UNTRAINED if encoder_dir is None else PRETRAINED: held_out},
+            records.subject_ids[splits[HELD_OUT].rows],
+            reference=UNTRAINED if encoder_dir is None else PRETRAINED,
+            seed=seed,
+        )
+        write_json(folder / "metrics.json", {"training": metrics, **results.to_dict()})
+        write_report(results, folder / "report.html", run=folder, min_count=10)
+    log.info("made %s; next: medbert evaluate run=%s out=report/", out, out)
+    return Path(out)
+
+
+def load_encoder(folder: str | Path, records: Store) -> torch.nn.Module:
+    """The encoder in a folder, if it speaks the store's vocabulary."""
+    config = checkpoint.read_config(Path(folder))
+    if config.get("vocabulary_sha256") != records.vocabulary.sha256:
+        raise InputError(
+            f"{folder}: trained with another vocabulary than that of {records.folder}; prepare the "
+            f"records again with `medbert prepare ... vocabulary={folder}`"
+        )
+    return checkpoint.load_module(Path(folder), "encoder")
+
+
+def _write_labels(path: Path, records: Store, splits: dict[str, Rows]) -> None:
+    parts = [
+        pd.DataFrame(
+            {
+                SUBJECT_ID: records.subject_ids[rows.rows],
+                PREDICTION_TIME: rows.until.view("datetime64[us]"),
+                BOOLEAN_VALUE: rows.labels,
+                "split": split,
+            }
+        )
+        for split, rows in splits.items()
+    ]
+    schema = LABELS.append(pa.field("split", pa.string()))
+    pq.write_table(pa.Table.from_pandas(pd.concat(parts), schema, preserve_index=False), path)
+
+
+def _write_predictions(path: Path, records: Store, rows: Rows, probability: np.ndarray) -> None:
+    """In the schema of meds-evaluation: both predicted columns, the probability as float64."""
+    columns = {
+        SUBJECT_ID: pa.array(records.subject_ids[rows.rows], pa.int64()),
+        PREDICTION_TIME: pa.array(rows.until.view("datetime64[us]")),
+        BOOLEAN_VALUE: pa.array(rows.labels),
+        DECISION: pa.array(probability >= 0.5),
+        PROBABILITY: pa.array(probability, pa.float64()),
+    }
+    pq.write_table(pa.table(columns), path)

@@ -1,0 +1,116 @@
+"""The console script ``medbert <verb> [overrides]``: quick help, errors in one line."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import re
+import sys
+import textwrap
+from importlib import resources
+from importlib.metadata import version
+from typing import Any
+
+from medbert.commands import VERBS, run
+
+_QUIET = ("hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.output_subdir=null")
+_PLACE = ("hydra.run.dir=.", "hydra.sweep.dir=.", "hydra.sweep.subdir=.")
+
+
+def main() -> None:
+    """Entry point. Exit status 2: something given cannot be used, said in one line."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        sys.stdout.write(_overview())
+    elif arguments[0] == "--version":
+        sys.stdout.write(f"medbert {version('medbert')}\n")
+    elif arguments[0] not in VERBS:
+        near = difflib.get_close_matches(arguments[0], VERBS, n=1)
+        hint = f"did you mean `medbert {near[0]}`?" if near else "see `medbert --help`"
+        sys.exit(f"medbert: no verb {arguments[0]!r}; {hint}")
+    elif {"-h", "--help"} & set(arguments[1:]):
+        words = [word for word in arguments[1:] if word not in ("-h", "--help")]
+        sys.stdout.write(_verb_help(arguments[0], words))
+    else:
+        _run_with_hydra(arguments[0], arguments[1:])
+
+
+def _run_with_hydra(verb: str, words: list[str]) -> None:
+    import hydra
+
+    from medbert.schema import InputError
+
+    def task(config: Any) -> Any:
+        _log_to_terminal()
+        try:
+            run(verb, config)
+        except InputError as error:
+            sys.stderr.write(f"medbert {verb}: {error}\n")
+            sys.exit(2)
+
+    sys.argv = [f"medbert {verb}", *_QUIET, *_PLACE, *words]
+    hydra.main(version_base="1.3", config_path="pkg://medbert.conf", config_name=verb)(task)()
+
+
+def _log_to_terminal() -> None:
+    handler: logging.Handler = logging.StreamHandler()
+    if sys.stderr.isatty():
+        from rich.logging import RichHandler
+
+        handler = RichHandler(show_path=False, log_time_format="%X")
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("medbert")
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(logging.INFO)
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:<{width}}  {what}" for verb, what in VERBS.items()]
+    return (
+        "medbert: pretrain BERT-style encoders on health records; disease-prediction numbers "
+        "that can be trusted\n\nusage: medbert VERB [setting=value ...]\n\n"
+        + "\n".join(lines)
+        + "\n\n`medbert VERB --help` lists a verb's settings and choices. "
+        "Settings follow Hydra (-m for several runs).\n"
+    )
+
+
+def _verb_help(verb: str, words: list[str]) -> str:
+    """What the verb does, the choices of each of its groups, and its settings.
+
+    With ``words`` (choices, settings), every setting as it would be with them.
+    """
+    conf = resources.files("medbert.conf")
+    text = (conf / f"{verb}.yaml").read_text(encoding="utf-8")
+    lines = [f"medbert {verb}: {VERBS[verb]}", "", f"usage: medbert {verb} [setting=value ...]"]
+    if words:
+        return "\n".join([*lines, "", _composed(verb, words)])
+    choices, _, settings = text.rpartition("_target_: ")
+    for group in re.findall(r"^  - (\w+): *(\S+)", choices, flags=re.MULTILINE):
+        lines += ["", f"{group[0]}=  (default: {group[1]})".replace("  (default: ???)", "")]
+        files = [f for f in (conf / group[0]).iterdir() if f.name.endswith(".yaml")]
+        texts = {f.name.removesuffix(".yaml"): f.read_text(encoding="utf-8") for f in files}
+        width = max(map(len, texts))
+        lines += [f"    {name:<{width}}  {_about(text)}" for name, text in sorted(texts.items())]
+    own = settings.partition("\n")[2]
+    lines += ["", "settings (???: must be given)", textwrap.indent(own.rstrip(), "    "), ""]
+    lines.append(f"Name choices before --help to see their settings: medbert {verb} ... --help\n")
+    return "\n".join(lines)
+
+
+def _about(text: str) -> str:
+    """The first comment of a YAML file that is not for Hydra."""
+    return next(line for line in text.splitlines() if not line.startswith("# @")).lstrip("# ")
+
+
+def _composed(verb: str, words: list[str]) -> str:
+    from hydra import compose, initialize_config_module
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+
+    with initialize_config_module(config_module="medbert.conf", version_base="1.3"):
+        try:
+            return OmegaConf.to_yaml(compose(verb, overrides=words))
+        except HydraException as error:
+            sys.exit(f"medbert {verb}: {error}")

@@ -1,0 +1,140 @@
+"""Histories to padding-free batches of a token budget, lengths grouped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from medbert.data.store import STATIC, History, Store
+from medbert.schema import DATES, DAY_US, NO_TOKEN, Batch
+
+_CHUNK = 20_000  # histories read at once when only their lengths are wanted
+_BIN = 1.1  # subjects whose lengths are within this factor may share a batch
+
+
+class Sequences(Dataset[Batch]):
+    """The token sequences of some rows of a store, each cut at its own time.
+
+    Item ``indices`` (an int array) is one `Batch`. ``until`` (microseconds) and ``labels`` have
+    one value per row. A history longer than ``max_tokens`` keeps its static codes and the most
+    recent others; ``n_shortened`` counts them. ``age_T`` is NaN where there are no dates.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        rows: np.ndarray,
+        *,
+        until: np.ndarray | None = None,
+        labels: np.ndarray | None = None,
+        max_tokens: int,
+    ) -> None:
+        self.store, self.rows, self.until, self.labels = store, np.asarray(rows), until, labels
+        self.max_tokens = max_tokens
+        chunks = [np.arange(i, min(i + _CHUNK, len(rows))) for i in range(0, len(rows), _CHUNK)]
+        lengths = [np.diff(_tokens_only(self._history(chunk))[1]) for chunk in chunks]
+        full = np.concatenate(lengths) if lengths else np.zeros(0, np.int64)
+        self.lengths = np.minimum(full, max_tokens)
+        self.n_shortened = int((full > max_tokens).sum())
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, indices: np.ndarray) -> Batch:
+        history = self._history(indices)
+        keep, offsets = _tokens_only(history)
+        keep, offsets = _most_recent(keep, offsets, history.time_T, self.max_tokens)
+        labels = None if self.labels is None else self.labels[indices]
+        return Batch(
+            tokens_T=torch.from_numpy(history.token_T[keep].astype(np.int64)),
+            visit_T=torch.from_numpy(history.visit_T[keep].astype(np.int64)),
+            age_T=torch.from_numpy(self._age(history)[keep]),
+            offsets_B1=torch.from_numpy(offsets),
+            rows_B=torch.from_numpy(np.asarray(indices, dtype=np.int64)),
+            stay_V=torch.from_numpy(history.stay_V.astype(np.float32)),
+            visit_offsets_B1=torch.from_numpy(history.visit_offsets_B1),
+            labels_B=None if labels is None else torch.from_numpy(labels.astype(np.float32)),
+        )
+
+    def _history(self, indices: np.ndarray) -> History:
+        until = None if self.until is None else self.until[indices]
+        return self.store.history(self.rows[indices], until=until)
+
+    def _age(self, history: History) -> np.ndarray:
+        birth_T = np.repeat(history.birth_B, np.diff(history.offsets_B1))
+        known = (birth_T != STATIC) & (history.time_T != STATIC) & (self.store.time == DATES)
+        days_T = np.where(known, history.time_T, 0) - np.where(known, birth_T, 0)
+        return np.where(known, days_T / DAY_US, np.nan).astype(np.float32)
+
+
+def _tokens_only(history: History) -> tuple[np.ndarray, np.ndarray]:
+    """Which events are tokens (indices), and the offsets of the subjects among them."""
+    is_token = history.token_T != NO_TOKEN
+    before = np.concatenate([[0], np.cumsum(is_token)])
+    return np.flatnonzero(is_token), before[history.offsets_B1]
+
+
+def _most_recent(
+    keep: np.ndarray, offsets: np.ndarray, time_T: np.ndarray, max_tokens: int
+) -> tuple[np.ndarray, np.ndarray]:
+    lengths = np.diff(offsets)
+    if not len(lengths) or lengths.max() <= max_tokens:
+        return keep, offsets
+    static = time_T[keep] == STATIC
+    before = np.concatenate([[0], np.cumsum(static)])
+    room = max_tokens - np.minimum(np.diff(before[offsets]), max_tokens)
+    from_end = np.repeat(offsets[1:], lengths) - np.arange(len(keep))
+    from_start = np.arange(len(keep)) - np.repeat(offsets[:-1], lengths)
+    chosen = (static & (from_start < max_tokens)) | (from_end <= np.repeat(room, lengths))
+    kept_before = np.concatenate([[0], np.cumsum(chosen)])
+    return keep[chosen], kept_before[offsets]
+
+
+class TokenBudgetSampler(Sampler[np.ndarray]):
+    """Yields batches of row indices: at most ``budget`` tokens, subjects of nearly equal length.
+
+    The order is a pure function of ``seed`` and the epoch; the number of batches is the same in
+    every epoch. A subject longer than the budget makes a batch of its own.
+    """
+
+    def __init__(self, lengths: np.ndarray, *, budget: int, seed: int, shuffle: bool) -> None:
+        self.seed, self.shuffle, self.epoch = seed, shuffle, 0
+        bin_of = np.ceil(np.log(np.maximum(lengths, 1)) / np.log(_BIN))
+        self._order = np.argsort(bin_of, kind="stable")
+        self._bin = bin_of[self._order]
+        cost = np.floor(_BIN**self._bin)  # a bound on the length that holds for the whole bin
+        self._bounds = _boundaries(np.cumsum(cost), budget)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._bounds) - 1
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        order, batches = self._order, np.arange(len(self))
+        if self.shuffle:
+            random = np.random.default_rng([self.seed, self.epoch])
+            order = order[np.lexsort((random.random(len(order)), self._bin))]
+            batches = random.permutation(batches)
+        for i in batches:
+            yield order[self._bounds[i] : self._bounds[i + 1]]
+
+
+def _boundaries(total: np.ndarray, budget: int) -> np.ndarray:
+    """Cuts a running total into consecutive pieces of at most ``budget`` (or one item)."""
+    bounds = [0]
+    while bounds[-1] < len(total):
+        spent = total[bounds[-1] - 1] if bounds[-1] else 0
+        fits = int(np.searchsorted(total, spent + budget, side="right"))
+        bounds.append(max(fits, bounds[-1] + 1))
+    return np.array(bounds)
+
+
+def loader(data: Sequences, *, budget: int, seed: int = 0, shuffle: bool = False) -> DataLoader:
+    """A DataLoader of ready batches; reading is a few array copies, so no worker processes."""
+    sampler = TokenBudgetSampler(data.lengths, budget=budget, seed=seed, shuffle=shuffle)
+    return DataLoader(data, batch_size=None, sampler=sampler)

@@ -1,0 +1,73 @@
+"""Counts of codes in a history: what the baselines see, on the rows the encoder sees."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy import sparse
+
+from medbert.data.store import STATIC, History, Store
+from medbert.schema import DATES, DAY_US, DAYS_PER_YEAR, SEX, SPECIAL_TOKENS
+
+_AGE_CODE = "AGE//"  # where a source knows an age band but no birth; its value is the middle
+
+
+class Counts(NamedTuple):
+    """``codes``: CSR (rows, windows x vocabulary) counts; ``age`` in years, NaN where unknown;
+    ``female``: 1, 0, NaN where unknown; ``names`` of the columns of ``codes``."""
+
+    codes: sparse.csr_matrix
+    age: np.ndarray
+    female: np.ndarray
+    names: list[str]
+
+
+def count_codes(
+    store: Store, rows: np.ndarray, *, until: np.ndarray, window_days: list[int | None]
+) -> Counts:
+    """Counts each token in the history of ``rows`` until ``until``, in each window before it.
+
+    A window of None is the whole history; where the store has no dates only that one is used.
+    """
+    history = store.history(rows, until=until)
+    n_rows, n_codes = len(rows), len(store.vocabulary)
+    row_T = np.repeat(np.arange(n_rows), np.diff(history.offsets_B1))
+    is_code = history.token_T >= len(SPECIAL_TOKENS)
+    windows = [w for w in window_days if w is None or store.time == DATES]
+    blocks, names = [], []
+    for window in windows:
+        inside = is_code.copy()
+        if window is not None:
+            inside &= history.time_T > until[row_T] - window * DAY_US
+        place = (row_T[inside], history.token_T[inside])
+        ones = np.ones(int(inside.sum()), np.float32)
+        block = sparse.coo_matrix((ones, place), shape=(n_rows, n_codes)).tocsr()
+        blocks.append(block[:, len(SPECIAL_TOKENS) :])
+        when = "" if window is None else f" (last {window} d)"
+        names += [code + when for code in store.vocabulary.codes[len(SPECIAL_TOKENS) :]]
+    return Counts(
+        codes=sparse.hstack(blocks, format="csr"),
+        age=_age(store, history, row_T, until),
+        female=_female(store, history, row_T, n_rows),
+        names=names,
+    )
+
+
+def _age(store: Store, history: History, row_T: np.ndarray, until: np.ndarray) -> np.ndarray:
+    if store.time == DATES:
+        known = history.birth_B != STATIC
+        days = (np.where(known, until, 0) - np.where(known, history.birth_B, 0)) / DAY_US
+        return np.where(known, days / DAYS_PER_YEAR, np.nan)
+    age = np.full(len(until), np.nan)
+    is_band = np.array([code.startswith(_AGE_CODE) for code in store.codes])[history.code_T]
+    age[row_T[is_band]] = history.value_T[is_band]  # in time order, so the latest one stays
+    return age
+
+
+def _female(store: Store, history: History, row_T: np.ndarray, n_rows: int) -> np.ndarray:
+    female = np.full(n_rows, np.nan)
+    for code, value in ((f"{SEX}//F", 1.0), (f"{SEX}//M", 0.0)):
+        if code in store.codes:
+            female[row_T[history.code_T == store.codes.index(code)]] = value
+    return female

@@ -1,0 +1,244 @@
+"""The token store: one row per subject in memory-mapped Arrow files that any tool can open.
+
+A store folder holds
+
+    data/0.arrow ...         a row per subject: its events and visits as lists, in time order
+    codes.parquet            every code of the dataset; the row number is the list entry above
+    vocabulary.parquet       the codes that are tokens (``codes.parquet`` says which token each is)
+    subject_splits.parquet   train, tuning, held_out
+    labels/*.parquet         outcomes that the source itself states
+    dataset.json             source, counts, hashes, code version
+
+A store is as private as the records it came from; what leaves a hospital is the encoder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from medbert.data import splits as subject_splits
+from medbert.data.vocabulary import Vocabulary
+from medbert.schema import CODE, SUBJECT_ID, InputError
+
+FORMAT = 1
+STATIC = np.iinfo(np.int64).min  # a null time; sorts before, and is known at, every time
+
+
+class History(NamedTuple):
+    """Events and visits of B subjects laid end to end; times in microseconds since 1970.
+
+    ``code_T`` indexes ``Store.codes``; ``token_T`` is the vocabulary id or NO_TOKEN; ``time_T`` is
+    STATIC for static events; ``visit_T`` counts visits of the subject from 1 (0: none);
+    ``stay_V`` in days, NaN where unknown; ``end_V`` is STATIC where unknown.
+    """
+
+    code_T: np.ndarray
+    token_T: np.ndarray
+    time_T: np.ndarray
+    value_T: np.ndarray
+    visit_T: np.ndarray
+    offsets_B1: np.ndarray
+    birth_B: np.ndarray
+    start_V: np.ndarray
+    end_V: np.ndarray
+    stay_V: np.ndarray
+    kind_V: np.ndarray
+    visit_offsets_B1: np.ndarray
+
+
+class Store:
+    """Opens a store folder; nothing is read until it is asked for."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.info = _read_info(self.folder)
+        self.vocabulary = Vocabulary.load(self.folder)
+        if self.vocabulary.sha256 != self.info["vocabulary_sha256"]:
+            raise InputError(
+                f"{self.folder}/vocabulary.parquet is the vocabulary of another dataset (its hash "
+                "differs from dataset.json); run `medbert prepare` again"
+            )
+        codes = pq.read_table(self.folder / "codes.parquet")
+        self.codes: list[str] = codes[CODE].to_pylist()
+        self.token_of_code = codes["token"].to_numpy()
+        self._shards = [_open_shard(self.folder / "data", shard) for shard in self.info["shards"]]
+        self._first = np.cumsum([0] + [shard.num_rows for shard in self._shards])
+        self.subject_ids = np.concatenate([s[SUBJECT_ID].to_numpy() for s in self._shards])
+        splits = subject_splits.check(
+            subject_splits.read(self.folder / "subject_splits.parquet"),
+            self.subject_ids,
+            origin=f"{self.folder}/subject_splits.parquet",
+        )
+        self.split_of_row = splits["split"].to_numpy(zero_copy_only=False)
+
+    def __len__(self) -> int:
+        return len(self.subject_ids)
+
+    @property
+    def time(self) -> str:
+        """DATES, or ORDER where times are ordinals without meaning between them."""
+        return self.info["time"]
+
+    @property
+    def end(self) -> int:
+        """The last time of any event, in microseconds: nothing was observed after it."""
+        return self.info["end"]
+
+    def rows(self, split: str) -> np.ndarray:
+        """Row numbers of the subjects of a split."""
+        return np.flatnonzero(self.split_of_row == split)
+
+    def rows_of(self, subject_ids: np.ndarray) -> np.ndarray:
+        """Row numbers of subjects; -1 for a subject that the store does not have."""
+        place = np.clip(np.searchsorted(self.subject_ids, subject_ids), 0, len(self) - 1)
+        return np.where(self.subject_ids[place] == subject_ids, place, -1)
+
+    @cached_property
+    def _columns(self) -> list[dict[str, np.ndarray]]:
+        return [_numpy_columns(shard) for shard in self._shards]
+
+    def history(self, rows: np.ndarray, *, until: np.ndarray | None = None) -> History:
+        """What is known of the subjects at ``rows`` up to and including the times ``until``.
+
+        This is the only place where records are read, and the only one where the future is cut
+        off. ``until`` is microseconds per row, or None for whole records (pretraining, and the
+        outcomes that labels are made of). A stay that has not ended by then has no known length.
+        """
+        rows = np.asarray(rows, dtype=np.int64)
+        shard_B = np.searchsorted(self._first, rows, side="right") - 1
+        order = np.argsort(shard_B, kind="stable")
+        parts = [
+            _gather(self._columns[shard], rows[order][shard_B[order] == shard] - self._first[shard])
+            for shard in (np.unique(shard_B) if len(rows) else [0])
+        ]
+        (event_T, offsets), (visit_V, visit_offsets), birth = _in_order(parts, order)
+        if until is not None:
+            until = np.asarray(until, dtype=np.int64)
+            event_T, offsets = _cut((event_T, offsets), event_T["time"], until)
+            visit_V, visit_offsets = _cut((visit_V, visit_offsets), visit_V["visit_start"], until)
+            ended = visit_V["visit_end"] <= np.repeat(until, np.diff(visit_offsets))
+            visit_V["visit_stay"] = np.where(ended, visit_V["visit_stay"], np.float32(np.nan))
+            visit_V["visit_end"] = np.where(ended, visit_V["visit_end"], STATIC)
+        return History(
+            code_T=event_T["code"],
+            token_T=self.token_of_code[event_T["code"]],
+            time_T=event_T["time"],
+            value_T=event_T["value"],
+            visit_T=event_T["visit"],
+            offsets_B1=offsets,
+            birth_B=birth,
+            start_V=visit_V["visit_start"],
+            end_V=visit_V["visit_end"],
+            stay_V=visit_V["visit_stay"],
+            kind_V=np.asarray(self.info["visit_kinds"], dtype=object)[visit_V["visit_kind"]],
+            visit_offsets_B1=visit_offsets,
+        )
+
+
+# --- ragged arrays: named columns of items laid end to end, and where each subject starts --------
+
+_EVENT_COLUMNS = ("code", "time", "value", "visit")
+_VISIT_COLUMNS = ("visit_start", "visit_end", "visit_stay", "visit_kind")
+_Ragged = tuple[dict[str, np.ndarray], np.ndarray]
+_Gathered = tuple[_Ragged, _Ragged, np.ndarray]  # events, visits, birth
+
+
+def _take(ragged: _Ragged, rows: np.ndarray) -> _Ragged:
+    columns, offsets = ragged
+    lengths = offsets[rows + 1] - offsets[rows]
+    out = np.concatenate([[0], np.cumsum(lengths)])
+    index = np.arange(out[-1]) + np.repeat(offsets[rows] - out[:-1], lengths)
+    return {name: column[index] for name, column in columns.items()}, out
+
+
+def _gather(columns: dict[str, np.ndarray], rows: np.ndarray) -> _Gathered:
+    events = _take(({c: columns[c] for c in _EVENT_COLUMNS}, columns["offsets"]), rows)
+    visits = _take(({c: columns[c] for c in _VISIT_COLUMNS}, columns["visit_offsets"]), rows)
+    return events, visits, columns["birth"][rows]
+
+
+def _in_order(parts: list[_Gathered], order: np.ndarray) -> _Gathered:
+    """Joins what was gathered shard by shard and puts the subjects back where they were asked."""
+    if len(parts) == 1:
+        return parts[0]
+    back = np.argsort(order, kind="stable")
+    events, visits, births = zip(*parts, strict=True)
+    return (
+        _take(_join(events), back),
+        _take(_join(visits), back),
+        np.concatenate(births)[back],
+    )
+
+
+def _join(parts: Sequence[_Ragged]) -> _Ragged:
+    columns = {name: np.concatenate([part[0][name] for part in parts]) for name in parts[0][0]}
+    lengths = np.concatenate([np.diff(offsets) for _, offsets in parts])
+    return columns, np.concatenate([[0], np.cumsum(lengths)])
+
+
+def _cut(ragged: _Ragged, known_from: np.ndarray, until: np.ndarray) -> _Ragged:
+    """Only the items whose time ``known_from`` is not after ``until`` (one per subject)."""
+    columns, offsets = ragged
+    keep = known_from <= np.repeat(until, np.diff(offsets))
+    kept_before = np.concatenate([[0], np.cumsum(keep)])
+    return {name: column[keep] for name, column in columns.items()}, kept_before[offsets]
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+def _read_info(folder: Path) -> dict[str, Any]:
+    file = folder / "dataset.json"
+    if not file.is_file():
+        raise InputError(f"{file}: not found, so {folder} is no store; make one: medbert prepare")
+    try:
+        info = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{file}: damaged ({error}); run `medbert prepare` again") from error
+    if info.get("format") != FORMAT:
+        raise InputError(
+            f"{file}: store format {info.get('format')!r}, this medbert reads {FORMAT}; "
+            "run `medbert prepare` again"
+        )
+    return info
+
+
+def _open_shard(folder: Path, shard: dict[str, Any]) -> pa.Table:
+    file = folder / shard["file"]
+    cure = "the file is truncated or damaged; run `medbert prepare` again"
+    try:
+        if file.stat().st_size != shard["bytes"]:
+            raise InputError(
+                f"{file}: {file.stat().st_size} bytes where dataset.json says {shard['bytes']}: "
+                + cure
+            )
+        return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(f"{file}: {cure} ({error})") from error
+
+
+def _numpy_columns(shard: pa.Table) -> dict[str, np.ndarray]:
+    """Views of the shard's memory map; nothing is copied (a shard is one record batch)."""
+    batch = shard.to_batches()[0]
+    columns = {"birth": _times(batch["birth"])}
+    for name in _EVENT_COLUMNS + _VISIT_COLUMNS:
+        values = batch[name].values
+        if name == "visit_kind":
+            values = values.indices
+        columns[name] = _times(values) if pa.types.is_timestamp(values.type) else values.to_numpy()
+    columns["offsets"] = batch["code"].offsets.to_numpy()
+    columns["visit_offsets"] = batch["visit_start"].offsets.to_numpy()
+    return columns
+
+
+def _times(array: pa.Array) -> np.ndarray:
+    # numpy spells a null time as the smallest integer, which is STATIC
+    return array.to_numpy(zero_copy_only=False).view(np.int64)

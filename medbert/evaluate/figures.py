@@ -1,0 +1,259 @@
+"""Pictures of an evaluation, as matplotlib Axes.
+
+Each function draws on ``axes``, or on a new figure that needs no display and no pyplot. Models keep
+their colour, line and marker from picture to picture: they go by their order in ``models``. Colours
+are those of Okabe and Ito, told apart by colour-blind readers; lines and markers differ as well.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from medbert.evaluate.intervals import ORACLE_NAME, Interval
+from medbert.evaluate.metrics import Array, calibration_curve, check
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+LINES: tuple[Any, ...] = ("-", (0, (7, 2)), "-.", (0, (1, 1.3)), (0, (7, 2, 1, 2, 1, 2)))
+MARKERS = ("o", "s", "^", "D", "v", "P")
+FONT: Any = {"font.size": 10, "font.family": "DejaVu Sans", "svg.hashsalt": "medbert"}
+POINTS = 400  # a curve of more points than this is thinned; the eye sees no difference
+
+
+def roc(
+    labels: ArrayLike,
+    *,
+    models: Mapping[str, ArrayLike],
+    oracle: ArrayLike | None = None,
+    axes: Axes | None = None,
+) -> Axes:
+    """Sensitivity against 1 - specificity; the oracle dashed in black."""
+    axes = axes or _new_axes()
+    axes.plot([0, 1], [0, 1], color="0.75", linewidth=0.8)
+    for index, (name, probabilities) in enumerate(models.items()):
+        false, true, _ = _curve(labels, probabilities)
+        axes.plot(*_thin(false, true), label=_plain(name), **_style(index))
+    if oracle is not None:
+        false, true, _ = _curve(labels, oracle)
+        axes.plot(*_thin(false, true), label=ORACLE_NAME, **_oracle_style())
+    axes.set(xlabel="1 − specificity", ylabel="Sensitivity", xlim=(0, 1), ylim=(0, 1.005))
+    axes.set_aspect("equal")
+    axes.legend(loc="lower right", frameon=False, fontsize=8.5)
+    return axes
+
+
+def precision_recall(
+    labels: ArrayLike,
+    *,
+    models: Mapping[str, ArrayLike],
+    oracle: ArrayLike | None = None,
+    axes: Axes | None = None,
+) -> Axes:
+    """Precision against sensitivity; a grey line at the prevalence, where chance lies."""
+    axes = axes or _new_axes()
+    prevalence = float(np.mean(np.asarray(labels, dtype=np.float64)))
+    axes.axhline(prevalence, color="0.75", linewidth=0.8)
+    for index, (name, probabilities) in enumerate(models.items()):
+        _, true, precision = _curve(labels, probabilities)
+        axes.plot(*_thin(true[1:], precision[1:]), label=_plain(name), **_style(index))
+    if oracle is not None:
+        _, true, precision = _curve(labels, oracle)
+        curve = _thin(true[1:], precision[1:])
+        axes.plot(*curve, label=ORACLE_NAME, **_oracle_style())
+    axes.set(xlabel="Sensitivity (recall)", ylabel="Precision", xlim=(0, 1), ylim=(0, 1.005))
+    axes.set_aspect("equal")
+    axes.legend(loc="upper right", frameon=False, fontsize=8.5)
+    return axes
+
+
+def calibration(
+    labels: ArrayLike,
+    *,
+    models: Mapping[str, ArrayLike],
+    min_count: int = 10,
+    axes: Axes | None = None,
+) -> Axes:
+    """Observed against predicted risk by tenths of the rows, with Wilson intervals.
+
+    Fewer groups are made where ten would hold fewer than ``min_count`` rows each, and a group of
+    tied probabilities that is still smaller is left out.
+    """
+    axes = axes or _new_axes()
+    bins = int(np.clip(np.size(np.asarray(labels)) // max(2 * min_count, 1), 1, 10))
+    top = 0.0
+    for index, (name, probabilities) in enumerate(models.items()):
+        curve = [
+            point
+            for point in calibration_curve(labels, probabilities, bins=bins)
+            if point.n >= min_count
+        ]
+        x = np.array([point.predicted for point in curve])
+        y = np.array([point.observed for point in curve])
+        # rounding can put the observed share a hair outside its own interval
+        below = np.maximum(0, y - [point.low for point in curve])
+        above = np.maximum(0, [point.high for point in curve] - y)
+        style = {**_style(index), "linewidth": 1.2, "marker": MARKERS[index % len(MARKERS)]}
+        axes.errorbar(
+            x, y, yerr=[below, above], label=_plain(name), markersize=4.5, elinewidth=0.7, **style
+        )
+        top = max([top, *x, *(y + above)])
+    top = min(1.0, 1.04 * top)
+    axes.plot([0, top], [0, top], color="0.75", linewidth=0.8, zorder=0)
+    axes.set(xlabel="Predicted risk", ylabel="Observed risk", xlim=(0, top), ylim=(0, top))
+    axes.set_aspect("equal")
+    axes.legend(loc="upper left", frameon=False, fontsize=8.5)
+    return axes
+
+
+def risk_distribution(
+    labels: ArrayLike,
+    *,
+    probabilities: ArrayLike,
+    min_count: int = 10,
+    axes: Axes | None = None,
+) -> Axes:
+    """How the predicted risk spreads in those without and those with the outcome, in percent.
+
+    Bars of fewer than ``min_count`` rows are left out.
+    """
+    axes = axes or _new_axes()
+    labels_N, probabilities_N = check(labels, probabilities)
+    edges = np.linspace(0, float(probabilities_N.max()) or 1.0, 31)
+    styles: tuple[dict[str, Any], ...] = (
+        {"label": "without the outcome", "color": "0.6"},
+        {
+            "label": "with the outcome",
+            "facecolor": "none",
+            "edgecolor": COLOURS[1],
+            "hatch": "////",
+        },
+    )
+    for label, style in enumerate(styles):
+        counts = np.histogram(probabilities_N[labels_N == label], bins=edges)[0]
+        shown = np.where(counts >= min_count, 100 * counts / counts.sum(), 0)
+        axes.bar(edges[:-1], shown, width=np.diff(edges), align="edge", **style)
+    axes.set(xlabel="Predicted risk", ylabel="Share of the group (%)", xlim=(0, edges[-1]))
+    axes.legend(loc="upper right", frameon=False, fontsize=8.5)
+    return axes
+
+
+def forest(intervals: Mapping[str, Interval], *, axes: Axes | None = None) -> Axes:
+    """AUROC of every model with its interval, one line each, in the order given."""
+    axes = axes or _new_axes()
+    for index, (name, interval) in enumerate(intervals.items()):
+        is_oracle = name == ORACLE_NAME
+        colour = "black" if is_oracle else COLOURS[index % len(COLOURS)]
+        marker = "*" if is_oracle else MARKERS[index % len(MARKERS)]
+        axes.plot([interval.low, interval.high], [index, index], color=colour, linewidth=1.8)
+        axes.plot(interval.value, index, marker=marker, color=colour, markersize=7)
+    low = min(interval.low for interval in intervals.values())
+    if low < 0.55:
+        axes.axvline(0.5, color="0.75", linewidth=0.8)
+    axes.set_yticks(range(len(intervals)), [_plain(name) for name in intervals])
+    axes.set(xlabel="AUROC", ylim=(len(intervals) - 0.5, -0.5))
+    axes.grid(axis="x", color="0.9", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    return axes
+
+
+def gallery(
+    labels: ArrayLike,
+    *,
+    models: Mapping[str, ArrayLike],
+    reference: str,
+    oracle: ArrayLike | None = None,
+    min_count: int = 10,
+) -> list[tuple[str, str, Axes]]:
+    """The four pictures of one evaluation: caption, text for who cannot see it, and the picture."""
+    names = ", ".join(models)
+    risk = models[reference]
+    return [
+        (
+            "ROC curves. Grey: chance.",
+            f"ROC curves of {names}; the areas are in the table.",
+            roc(labels, models=models, oracle=oracle),
+        ),
+        (
+            "Precision and recall. Grey: prevalence.",
+            f"Precision-recall curves of {names}; the areas are in the table.",
+            precision_recall(labels, models=models, oracle=oracle),
+        ),
+        (
+            "Calibration by groups of predicted risk, with 95% intervals. Grey: ideal.",
+            f"Observed against predicted risk of {names}; the slopes are in the table.",
+            calibration(labels, models=models, min_count=min_count),
+        ),
+        (
+            f"Predicted risk of {reference}. Bars of fewer than {min_count} rows are left out.",
+            f"Histograms of the predicted risk of {reference}, with and without the outcome.",
+            risk_distribution(labels, probabilities=risk, min_count=min_count),
+        ),
+    ]
+
+
+def svg(axes: Axes) -> bytes:
+    """The picture as an SVG that loads nothing from elsewhere, the same bytes each time."""
+    import matplotlib
+
+    buffer = io.BytesIO()
+    metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    with matplotlib.rc_context(FONT):
+        cast("Figure", axes.figure).savefig(
+            buffer, format="svg", bbox_inches="tight", metadata=metadata
+        )
+    return buffer.getvalue()
+
+
+def _new_axes(*, width: float = 4.6, height: float = 4.4) -> Axes:
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(FONT):
+        axes = Figure(figsize=(width, height), layout="constrained").subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def _plain(name: str) -> str:
+    return name.replace("$", r"\$")  # matplotlib reads a pair of dollars as mathematics
+
+
+def _style(index: int) -> dict[str, Any]:
+    colour = COLOURS[index % len(COLOURS)]
+    return {"color": colour, "linestyle": LINES[index % len(LINES)], "linewidth": 1.7}
+
+
+def _oracle_style() -> dict[str, Any]:
+    return {"color": "black", "linestyle": "--", "linewidth": 1.2}
+
+
+def _curve(labels: ArrayLike, probabilities: ArrayLike) -> tuple[Array, Array, Array]:
+    """False positive rate, sensitivity and precision at every threshold, from the highest down."""
+    labels_N, probabilities_N = check(labels, probabilities)
+    order_N = np.argsort(-probabilities_N, kind="stable")
+    sorted_N = probabilities_N[order_N]
+    last_G = np.flatnonzero(np.r_[sorted_N[1:] != sorted_N[:-1], True])
+    true_G = np.cumsum(labels_N[order_N])[last_G]
+    false_G = last_G + 1 - true_G
+    false, true = np.r_[0, false_G / false_G[-1]], np.r_[0, true_G / true_G[-1]]
+    return false, true, np.r_[1, true_G / (last_G + 1)]
+
+
+def _thin(x: Array, y: Array) -> Sequence[Array]:
+    """At most POINTS points, even along the curve."""
+    if x.size <= POINTS:
+        return x, y
+    along = np.r_[0, np.cumsum(np.abs(np.diff(x)) + np.abs(np.diff(y)))]
+    kept = np.searchsorted(along, np.linspace(0, along[-1], POINTS))
+    kept = np.minimum(kept, x.size - 1)
+    return x[kept], y[kept]

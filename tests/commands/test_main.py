@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from medbert.commands import VERBS, _words
+
+
+def medbert(*words: str, cwd=None) -> subprocess.CompletedProcess[str]:
+    program = [sys.executable, "-c", "from medbert.commands.main import main; main()", *words]
+    return subprocess.run(program, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def test_help_names_every_verb():
+    done = medbert("--help")
+    assert done.returncode == 0 and all(verb in done.stdout for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_help_of_a_verb_lists_its_settings_and_choices(verb):
+    text = medbert(verb, "--help").stdout
+    assert "out: ???" in text and "_target_" not in text
+    if verb == "finetune":
+        assert "dhf_casecontrol" in text and "temporally biased" in text
+
+
+def test_help_with_a_choice_shows_its_settings():
+    assert "time_format" in medbert("prepare", "source=flat", "--help").stdout
+
+
+def test_a_slip_of_the_pen_gets_a_suggestion():
+    done = medbert("evalute")
+    assert done.returncode == 1 and "did you mean `medbert evaluate`" in done.stderr
+
+
+def test_bad_input_is_one_line_and_exit_status_2(tmp_path):
+    done = medbert("pretrain", "store=nowhere", "out=encoder", cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "nowhere/dataset.json: not found" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_settings_become_command_line_words():
+    words = _words({"store": "a b/", "trainer": {"max_epochs": 3, "max_time": None}, "x": [1, "y"]})
+    assert words == ["store='a b/'", "trainer.max_epochs=3", "trainer.max_time=null", "x=[1,y]"]

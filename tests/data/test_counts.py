@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import records_of
+
+from medbert.data.counts import count_codes
+from medbert.schema import BIRTH
+
+EVENTS = [
+    (1, None, "GENDER//F"),
+    (1, "1950-01-01", BIRTH),
+    (1, "2005-01-01", "A"),
+    (1, "2009-06-01", "A"),
+    (1, "2011-01-01", "B"),
+    (2, None, "GENDER//M"),
+    (2, "2009-01-02", "B"),
+]
+
+
+def micros(text: str) -> int:
+    return int(np.datetime64(text, "us").astype(np.int64))
+
+
+def test_counts_by_window_know_nothing_later(make_store):
+    store = make_store(records_of(EVENTS))
+    until = np.array([micros("2010-01-01")] * 2)
+    counts = count_codes(store, np.array([0, 1]), until=until, window_days=[None, 365])
+    got = dict(zip(counts.names, counts.codes.toarray().T.tolist(), strict=True))
+    assert got["A"] == [2, 0] and got["A (last 365 d)"] == [1, 0]
+    assert got["B"] == [0, 1] and got["B (last 365 d)"] == [0, 1]
+    assert counts.female.tolist() == [1.0, 0.0]
+    assert counts.age[0] == pytest.approx(60, abs=0.01) and np.isnan(counts.age[1])
+
+
+def test_order_only_data_uses_whole_histories_and_the_age_band(make_store):
+    events = [(1, "1970-01-01T00:00:02", "AGE//[70-80)", 75.0, None), (1, "1970-01-02", "B")]
+    store = make_store(records_of(events, time="order"))
+    counts = count_codes(
+        store, np.array([0]), until=np.array([micros("1971-01-01")]), window_days=[None, 365]
+    )
+    assert counts.age.tolist() == [75.0] and len(counts.names) == 2

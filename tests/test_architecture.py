@@ -1,0 +1,70 @@
+"""The design, measured: who may import whom, and how large things have become."""
+
+from __future__ import annotations
+
+import ast
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "medbert"
+ROOMS = {"data", "model", "train", "evaluate", "text"}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_rooms_import_the_schema_and_themselves_only(file):
+    place = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    names = set(imported(ast.parse(file.read_text(encoding="utf-8"))))
+    inside = {name.split(".")[1] for name in names if name.startswith("medbert.")}
+    if place == "schema":
+        assert not inside
+    if place in ROOMS:
+        assert inside <= {"schema", place}
+    assert not any(name == "lightning" or name.startswith("lightning.") for name in names)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_files_and_functions_stay_readable(file):
+    text = file.read_text(encoding="utf-8")
+    assert text.count("\n") <= 330, "a file of more than ~300 lines: split it by what it does"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            doc = ast.get_docstring(node) or ""
+            lines = node.end_lineno - node.lineno + 1 - len(doc.splitlines())
+            assert lines <= 60, f"{node.name} has {lines} lines"
+
+
+def test_every_argument_is_typed_and_nothing_is_printed_or_unpickled():
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                named = [a for a in arguments if a.arg not in ("self", "cls")]
+                assert all(a.annotation for a in named), (
+                    f"{file}: {node.name} has untyped arguments"
+                )
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id != "print", f"{file}:{node.lineno} prints"
+        assert "pickle" not in set(imported(ast.parse(file.read_text(encoding="utf-8")))), file
+
+
+def test_the_house_stays_small():
+    lines = sum(file.read_text(encoding="utf-8").count("\n") for file in FILES)
+    if lines > 7_000:
+        warnings.warn(f"the package has {lines} lines; the guide is 7,000", stacklevel=1)
+    assert lines <= 8_000
+    assert len(list((ROOT / "conf").rglob("*.yaml"))) <= 40
+    assert not [f for f in FILES if f.stem in ("utils", "helpers", "common", "misc")]
