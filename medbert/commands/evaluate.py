@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from hydra.utils import instantiate
@@ -92,6 +93,7 @@ def evaluate(
             seed=seed,
             n_bootstrap=n_bootstrap,
         )
+        _write_predictions(folder / "predictions.parquet", records, held_out, models)
         write_json(folder / "metrics.json", {**results.to_dict(), "searches": searches})
         write_report(results, folder / "report.html", run=Path(run), min_count=min_count)
     Console().print(report.rich_table(results))
@@ -131,6 +133,19 @@ def _untrained(
 def _features(records: Store, rows: Rows, window_days: Sequence[int | None]) -> Features:
     counts = count_codes(records, rows.rows, until=rows.until, window_days=list(window_days))
     return Features(counts=counts.codes, dense=np.column_stack([counts.age, counts.female]))
+
+
+def _write_predictions(
+    path: Path, records: Store, rows: Rows, models: Mapping[str, np.ndarray]
+) -> None:
+    """One line per held-out row, one column of probabilities per model."""
+    columns = {
+        SUBJECT_ID: records.subject_ids[rows.rows],
+        PREDICTION_TIME: rows.until.view("datetime64[us]"),
+        BOOLEAN_VALUE: rows.labels,
+        **models,
+    }
+    pq.write_table(pa.table(columns), path)
 
 
 def _oracle(records: Store, task: dict[str, Any], rows: Rows) -> np.ndarray | None:
