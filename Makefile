@@ -20,8 +20,8 @@ install: .venv/installed ## create .venv with medbert and all that its tests nee
 demo: .venv/installed ## invent 50,000 lives, pretrain, predict heart failure in diabetics, open the report
 	$(BIN)/medbert synthesize n_subjects=50000 seed=1 out=$(DEMO)/events overwrite=true
 	$(BIN)/medbert prepare source=meds source.path=$(DEMO)/events out=$(DEMO)/store overwrite=true
-	$(BIN)/medbert pretrain store=$(DEMO)/store encoder=tiny max_tokens=128 trainer.max_epochs=6 out=$(DEMO)/encoder overwrite=true
-	$(BIN)/medbert finetune store=$(DEMO)/store encoder_dir=$(DEMO)/encoder task=dhf max_tokens=64 trainer.max_epochs=5 out=$(DEMO)/run overwrite=true
+	$(BIN)/medbert pretrain store=$(DEMO)/store encoder=tiny max_tokens=128 trainer.max_epochs=8 out=$(DEMO)/encoder overwrite=true
+	$(BIN)/medbert finetune store=$(DEMO)/store encoder_dir=$(DEMO)/encoder task=dhf head=frozen_logistic out=$(DEMO)/run overwrite=true
 	$(BIN)/medbert evaluate run=$(DEMO)/run out=$(DEMO)/report overwrite=true
 	@echo "The report: $(CURDIR)/$(DEMO)/report/report.html"
 

@@ -88,7 +88,7 @@ def evaluate(
             models,
             records.subject_ids[held_out.rows],
             reference=subject,
-            untrained=UNTRAINED if UNTRAINED in models else None,
+            untrained=UNTRAINED if subject == PRETRAINED and UNTRAINED in models else None,
             oracle=_oracle(records, begun["task"], held_out),
             seed=seed,
             n_bootstrap=n_bootstrap,

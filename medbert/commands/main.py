@@ -9,12 +9,12 @@ import sys
 import textwrap
 from importlib import resources
 from importlib.metadata import version
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from medbert.commands import VERBS, run
 
 _QUIET = ("hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.output_subdir=null")
-_PLACE = ("hydra.run.dir=.", "hydra.sweep.dir=.", "hydra.sweep.subdir=.")
 
 
 def main() -> None:
@@ -48,8 +48,11 @@ def _run_with_hydra(verb: str, words: list[str]) -> None:
             sys.stderr.write(f"medbert {verb}: {error}\n")
             sys.exit(2)
 
-    sys.argv = [f"medbert {verb}", *_QUIET, *_PLACE, *words]
-    hydra.main(version_base="1.3", config_path="pkg://medbert.conf", config_name=verb)(task)()
+    with TemporaryDirectory() as place:  # for what Hydra itself writes of several runs
+        own = [*_QUIET, "hydra.run.dir=.", f"hydra.sweep.dir={place}", "hydra.sweep.subdir=."]
+        flag_first = words[:1] != [] and words[0].startswith("-")  # a flag must not part settings
+        sys.argv = [f"medbert {verb}", *(words + own if flag_first else own + words)]
+        hydra.main(version_base="1.3", config_path="pkg://medbert.conf", config_name=verb)(task)()
 
 
 def _log_to_terminal() -> None:

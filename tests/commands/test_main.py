@@ -42,6 +42,16 @@ def test_bad_input_is_one_line_and_exit_status_2(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("flag_first", [True, False])
+def test_several_runs_in_one_command(tmp_path, flag_first):
+    settings = ["n_subjects=20", "seed=1,2", "out=events/${seed}"]
+    words = ["-m", *settings] if flag_first else [*settings, "-m"]
+    done = medbert("synthesize", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "events").iterdir()) == ["1", "2"]
+    assert [path.name for path in tmp_path.iterdir()] == ["events"]
+
+
 def test_settings_become_command_line_words():
     words = _words({"store": "a b/", "trainer": {"max_epochs": 3, "max_time": None}, "x": [1, "y"]})
     assert words == ["store='a b/'", "trainer.max_epochs=3", "trainer.max_time=null", "x=[1,y]"]

@@ -10,15 +10,15 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
+from conftest import SHARED
 
 from medbert.data.sources.diabetes130 import COLUMNS, Diabetes130
 from medbert.data.sources.flat import Flat
 from medbert.data.sources.meds import Meds
 from medbert.schema import CODES, EVENTS, LABELS, SUBJECT_SPLITS, VISITS, InputError
 
-DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
 needs_data = pytest.mark.skipif(
-    not DATA.exists(), reason="the data for measuring (../shared/data) is not on this machine"
+    not SHARED.exists(), reason="the data for measuring (../shared/data) is not on this machine"
 )
 SECRET = 987654321  # a subject id that no message may show
 
@@ -207,7 +207,7 @@ def test_meds_names_the_rows_of_swapped_stays_by_shard(tmp_path):
 
 @needs_data
 def test_mimic_demo():
-    found = Meds(str(DATA / "mimic4_demo_meds")).read()
+    found = Meds(str(SHARED / "mimic4_demo_meds")).read()
     assert found.events.num_rows == 916_166
     assert len(found.events["subject_id"].unique()) == 100
     assert found.visits["kind"].value_counts().to_pylist() == [
@@ -594,7 +594,7 @@ def test_diabetes130_refuses_impossible_values(tmp_path):
 
 @needs_data
 def test_diabetes130_as_published():
-    found = Diabetes130(str(DATA / "diabetes130")).read()
+    found = Diabetes130(str(SHARED / "diabetes130")).read()
     assert len(found.visits["subject_id"].unique()) == 42_779
     assert found.visits.num_rows == 60_557
     assert pc.max(found.visits["length_of_stay"]).as_py() == 14

@@ -3,7 +3,6 @@
 import csv
 import json
 from datetime import date
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
+from conftest import SHARED
 from sklearn.metrics import roc_auc_score
 
 from medbert.data import synthetic
@@ -19,7 +19,7 @@ from medbert.data.sources.meds import Meds
 from medbert.data.synthetic import conditions
 from medbert.schema import BIRTH, CODES, DATES, DEATH, EVENTS, VISITS, InputError
 
-CODE_TABLES = Path("/work/shared/data/code_tables")
+CODE_TABLES = SHARED / "code_tables"
 OUTCOME_CODES = {
     "heart_failure": r"^ICD9CM/428|^ICD10CM/I50",
     "pancreatic_cancer": r"^ICD9CM/157|^ICD10CM/C25",
