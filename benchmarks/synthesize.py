@@ -20,7 +20,7 @@ def main() -> None:
     rates = []
     for seed in range(ROUNDS):
         begun = time.process_time()
-        events = synthetic.simulate(N_SUBJECTS, seed=seed).records.events
+        events = synthetic.simulate(N_SUBJECTS, seed=seed).events
         rates.append(N_SUBJECTS / (time.process_time() - begun))
     sys.stdout.write(
         f"{sorted(rates)[ROUNDS // 2]:,.0f} subjects per CPU-second (median of {ROUNDS}; "

@@ -20,7 +20,17 @@ from medbert.commands import VERBS, call
 
 _HOMES = {"InputError": "medbert.schema", "Store": "medbert.data.store"}
 
-__all__ = ["InputError", "Store", "evaluate", "finetune", "prepare", "pretrain", "synthesize"]
+__all__ = [
+    "InputError",
+    "Store",
+    "evaluate",
+    "finetune",
+    "inspect",
+    "prepare",
+    "pretrain",
+    "synthesize",
+    "vocabulary_extend",
+]
 
 
 def __getattr__(name: str) -> Any:

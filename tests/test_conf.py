@@ -17,6 +17,7 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 VERB_OF_GROUP = {
     "source": "prepare",
     "rule": "prepare",
+    "executor": "prepare",
     "encoder": "pretrain",
     "objective": "pretrain",
     "optimizer": "pretrain",

@@ -8,7 +8,9 @@ from typing import Any
 VERBS = {
     "synthesize": "invent a cohort with a known truth (MEDS)",
     "prepare": "records to a token store: codes, vocabulary, splits",
+    "inspect": "what is in a store, what was wrong with it, what to change: a dataset card",
     "pretrain": "train an encoder on a store: masked code and length of stay",
+    "vocabulary_extend": "give an encoder the codes of another site",
     "finetune": "train a disease-prediction head on an encoder; predict held-out subjects",
     "evaluate": "compare a run with tuned baselines; write the AUC report",
 }
@@ -33,6 +35,7 @@ def call(verb: str, *overrides: str, **settings: Any) -> Any:
 
 def run(verb: str, config: Any) -> Any:
     """Instantiates a composed configuration and calls the verb: configuration ends here."""
+    from hydra.errors import InstantiationException
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
@@ -40,9 +43,15 @@ def run(verb: str, config: Any) -> Any:
 
     if missing := sorted(OmegaConf.missing_keys(config)):
         words = " ".join(f"{key}=..." for key in missing)
-        raise InputError(f"needs {words} (see: medbert {verb} --help)")
+        raise InputError(f"needs {words} (see: medbert {verb.replace('_', ' ')} --help)")
     settings = OmegaConf.to_container(config, resolve=True)
-    return instantiate(config, _partial_=True, _convert_="all")(settings=settings)
+    try:
+        call_verb = instantiate(config, _partial_=True, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, InputError):  # its words are the user's, Hydra's are not
+            raise error.__cause__ from None
+        raise
+    return call_verb(settings=settings)
 
 
 def _words(settings: dict[str, Any], prefix: str = "") -> list[str]:

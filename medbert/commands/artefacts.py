@@ -51,9 +51,11 @@ def artefact(
     except BaseException as error:
         if not resumable or isinstance(error, InputError):
             shutil.rmtree(work, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno is not None and not resumable:
+        if isinstance(error, OSError) and error.errno is not None:
+            kept = f"{work} keeps what was done: repeat the command" if resumable else ""
             raise InputError(
-                f"{error.filename or out}: {os.strerror(error.errno)}; nothing was changed"
+                f"{error.filename or out}: {os.strerror(error.errno)}; "
+                f"{kept or 'nothing was changed'}"
             ) from error
         raise
 

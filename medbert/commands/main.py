@@ -1,4 +1,7 @@
-"""The console script ``medbert <verb> [overrides]``: quick help, errors in one line."""
+"""The console script ``medbert <verb> [overrides]``: quick help, errors in one line.
+
+A verb of two words (``medbert vocabulary extend``) is one with an underscore everywhere else.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import logging
 import re
 import sys
 import textwrap
+from collections.abc import Collection
 from importlib import resources
 from importlib.metadata import version
 from tempfile import TemporaryDirectory
@@ -20,14 +24,21 @@ _QUIET = ("hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.output_su
 def main() -> None:
     """Entry point. Exit status 2: something given cannot be used, said in one line."""
     arguments = sys.argv[1:]
+    if "_".join(arguments[:2]) in VERBS:
+        arguments[:2] = ["_".join(arguments[:2])]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        sys.stdout.write(_overview())
+        sys.stdout.write(_overview(VERBS))
     elif arguments[0] == "--version":
         sys.stdout.write(f"medbert {version('medbert')}\n")
     elif arguments[0] not in VERBS:
-        near = difflib.get_close_matches(arguments[0], VERBS, n=1)
+        family = [verb for verb in VERBS if verb.startswith(f"{arguments[0]}_")]
+        if family and arguments[1:] and arguments[1] in ("-h", "--help"):
+            sys.stdout.write(_overview(family))
+            return
+        said = " ".join(arguments[: 2 if family else 1])
+        near = difflib.get_close_matches(said, map(_spoken, VERBS), n=1)
         hint = f"did you mean `medbert {near[0]}`?" if near else "see `medbert --help`"
-        sys.exit(f"medbert: no verb {arguments[0]!r}; {hint}")
+        sys.exit(f"medbert: no verb {said!r}; {hint}")
     elif {"-h", "--help"} & set(arguments[1:]):
         words = [word for word in arguments[1:] if word not in ("-h", "--help")]
         sys.stdout.write(_verb_help(arguments[0], words))
@@ -45,7 +56,7 @@ def _run_with_hydra(verb: str, words: list[str]) -> None:
         try:
             run(verb, config)
         except InputError as error:
-            sys.stderr.write(f"medbert {verb}: {error}\n")
+            sys.stderr.write(f"medbert {_spoken(verb)}: {error}\n")
             sys.exit(2)
 
     with TemporaryDirectory() as place:  # for what Hydra itself writes of several runs
@@ -67,9 +78,13 @@ def _log_to_terminal() -> None:
     logger.setLevel(logging.INFO)
 
 
-def _overview() -> str:
-    width = max(map(len, VERBS))
-    lines = [f"  {verb:<{width}}  {what}" for verb, what in VERBS.items()]
+def _spoken(verb: str) -> str:
+    return verb.replace("_", " ")
+
+
+def _overview(verbs: Collection[str]) -> str:
+    width = max(map(len, verbs))
+    lines = [f"  {_spoken(verb):<{width}}  {VERBS[verb]}" for verb in verbs]
     return (
         "medbert: pretrain BERT-style encoders on health records; disease-prediction numbers "
         "that can be trusted\n\nusage: medbert VERB [setting=value ...]\n\n"
@@ -86,7 +101,8 @@ def _verb_help(verb: str, words: list[str]) -> str:
     """
     conf = resources.files("medbert.conf")
     text = (conf / f"{verb}.yaml").read_text(encoding="utf-8")
-    lines = [f"medbert {verb}: {VERBS[verb]}", "", f"usage: medbert {verb} [setting=value ...]"]
+    name = f"medbert {_spoken(verb)}"
+    lines = [f"{name}: {VERBS[verb]}", "", f"usage: {name} [setting=value ...]"]
     if words:
         return "\n".join([*lines, "", _composed(verb, words)])
     choices, _, settings = text.rpartition("_target_: ")
@@ -98,7 +114,7 @@ def _verb_help(verb: str, words: list[str]) -> str:
         lines += [f"    {name:<{width}}  {_about(text)}" for name, text in sorted(texts.items())]
     own = settings.partition("\n")[2]
     lines += ["", "settings (???: must be given)", textwrap.indent(own.rstrip(), "    "), ""]
-    lines.append(f"Name choices before --help to see their settings: medbert {verb} ... --help\n")
+    lines.append(f"Name choices before --help to see their settings: {name} ... --help\n")
     return "\n".join(lines)
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from medbert.data.store import STATIC, History, Store
-from medbert.schema import DATES, DAY_US, NO_TOKEN, Batch
+from medbert.data.store import History, Store
+from medbert.schema import DATES, DAY_US, NO_TOKEN, STATIC, Batch
 
 _CHUNK = 20_000  # histories read at once when only their lengths are wanted
 _BIN = 1.1  # subjects whose lengths are within this factor may share a batch

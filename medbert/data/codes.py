@@ -1,4 +1,4 @@
-"""Clinical codes: one spelling of ICD, which codes are diagnoses, and patterns over codes.
+"""Clinical codes: one spelling of ICD, which are diagnoses, what is above each, and patterns.
 
 Everything works on the distinct codes of a column, so the cost hardly grows with its rows.
 """
@@ -6,13 +6,13 @@ Everything works on the distinct codes of a column, so the cost hardly grows wit
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
 
-from medbert.schema import InputError
+from medbert.schema import CODE, PARENTS, InputError
 
 Codes: TypeAlias = pa.Array | pa.ChunkedArray | Sequence[str | None]
 
@@ -24,6 +24,8 @@ _SPELLING = re.compile(
 _ICD9 = re.compile(r"(\d{3}|V\d{2}|E\d{3})\.?(\d{0,2})")
 _ICD9_SHORT = re.compile(r"(\d{1,2})(?:\.(\d{0,2}))?")  # 38 or 8.45: leading zeros were lost
 _ICD10 = re.compile(r"([A-Z]\d[0-9A-Z])\.?([0-9A-Z]{0,4})")
+_BELOW_CATEGORY = re.compile(r"(ICD(?:9|10)[A-Z]*/\w{2,4})\.(\w+)", re.IGNORECASE)
+_ATC_LEVELS = {7: 5, 5: 4, 4: 3}  # characters of an ATC code -> of the one above
 _DIAGNOSIS = re.compile(r"DIAGNOSIS//|ICD(?:9|10|11)(?!PCS|PROC)[A-Z]*/", re.IGNORECASE)
 
 
@@ -48,6 +50,49 @@ def is_diagnosis(codes: Codes) -> np.ndarray:
     array([ True,  True, False, False, False])
     """
     return mask(codes, lambda code: _DIAGNOSIS.match(code) is not None)
+
+
+def ancestors(code: str, parents: Mapping[str, Sequence[str]]) -> list[str]:
+    """What is above a (canonical) code, nearest first, without the code itself.
+
+    First what ICD and ATC codes say by themselves (an ICD code ends at its category, an ATC code at
+    its therapeutic group) and what ``parents`` states, level by level; then, with the last word
+    dropped, what other codes of several words say, but never their bare first word. In ICD-10-CM
+    the seventh character takes along the ``X`` that only fill the places before it.
+
+    >>> ancestors("ICD10CM/S00.03XA", {}), ancestors("ATC/A10BA02", {})
+    (['ICD10CM/S00.03', 'ICD10CM/S00.0', 'ICD10CM/S00'], ['ATC/A10BA', 'ATC/A10B', 'ATC/A10'])
+    >>> ancestors("LAB//50912//mg/dL", {"LAB//50912//mg/dL": ["LOINC/2160-0"]})
+    ['LOINC/2160-0', 'LAB//50912']
+    """
+
+    def stated(below: str) -> Iterator[str]:
+        yield from _above(below)
+        yield from parents.get(below, ())
+
+    def all_known(below: str) -> Iterator[str]:
+        yield from stated(below)
+        wider = below.rpartition("//")[0]
+        if "//" in wider:
+            yield wider
+
+    line = [code]
+    for above in (stated, all_known):
+        for below in line:  # which grows meanwhile
+            line += dict.fromkeys(found for found in above(below) if found not in line)
+    return line[1:]
+
+
+def parents_of(table: pa.Table) -> dict[str, list[str]]:
+    """Code -> the codes above it, as MEDS metadata states them, all canonical (see CODES)."""
+    lists = table.select([CODE, PARENTS]).drop_null().to_pydict()
+    spelled = canonical(lists[CODE]).to_pylist()
+    found: dict[str, list[str]] = {}
+    for code, above in zip(spelled, lists[PARENTS], strict=True):
+        more = canonical([word for word in above if word and word.strip()]).to_pylist()
+        known = found.setdefault(code, [])
+        known += [word for word in more if word != code and word not in known]
+    return {code: above for code, above in found.items() if above}
 
 
 def matches(codes: Codes, patterns: Sequence[str]) -> np.ndarray:
@@ -132,6 +177,16 @@ def _spell(code: str | None) -> str | None:
         return code
     category, rest = parts[1].zfill(3), parts[2]
     return f"ICD{version}CM/{category}.{rest}" if rest else f"ICD{version}CM/{category}"
+
+
+def _above(code: str) -> Iterator[str]:
+    """The code above one of ICD or ATC, by its spelling; none above the others."""
+    if found := _BELOW_CATEGORY.fullmatch(code):
+        category, rest = found.groups()
+        rest = rest[:-1].rstrip("X") if len(rest) == 4 else rest[:-1]
+        yield f"{category}.{rest}" if rest else category
+    elif code.startswith("ATC/") and (shorter := _ATC_LEVELS.get(len(code) - 4)):
+        yield code[: 4 + shorter]
 
 
 def _check_pattern(pattern: str) -> None:

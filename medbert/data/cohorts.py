@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from medbert.data import codes
-from medbert.data.store import STATIC, Store
-from medbert.schema import DAY_US, DAYS_PER_YEAR, DEATH
+from medbert.data.store import Store
+from medbert.schema import DAY_US, DAYS_PER_YEAR, DEATH, STATIC
 
 NEVER = np.iinfo(np.int64).max
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import sparse
 
-from medbert.data.store import STATIC, History, Store
-from medbert.schema import DATES, DAY_US, DAYS_PER_YEAR, SEX, SPECIAL_TOKENS
+from medbert.data.store import History, Store
+from medbert.schema import DATES, DAY_US, DAYS_PER_YEAR, SEX, SPECIAL_TOKENS, STATIC
 
 _AGE_CODE = "AGE//"  # where a source knows an age band but no birth; its value is the middle
 

@@ -12,29 +12,21 @@ import pyarrow.parquet as pq
 from medbert.schema import SPLITS, SUBJECT_ID, SUBJECT_SPLITS, InputError
 
 
-def assign(
-    subject_ids: np.ndarray, *, fractions: Sequence[float] = (0.7, 0.1, 0.2), seed: int = 0
-) -> pa.Table:
-    """Splits by a hash of the subject id: a subject keeps its split when the extract grows.
+def places(ids: np.ndarray, *, fractions: Sequence[float], seed: int = 0) -> np.ndarray:
+    """int8 place in SPLITS by a hash of the subject id: it stays when the extract grows.
 
     ``fractions`` are the shares of train, tuning and held_out and sum to 1.
-
-    >>> table = assign(np.arange(1000), seed=1)
-    >>> table.equals(assign(np.arange(1000), seed=1))
-    True
     """
     if len(fractions) != len(SPLITS) or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
         raise InputError(
             f"splits.fractions must be three shares (train, tuning, held_out) that sum to 1, "
             f"not {list(fractions)}"
         )
-    ids = np.unique(np.asarray(subject_ids, dtype=np.int64))
-    share = _mix(ids.astype(np.uint64) + np.uint64(seed * 0x9E3779B97F4A7C15 % 2**64))
-    place = np.searchsorted(np.cumsum(fractions)[:-1], share / 2.0**64, side="right")
-    return pa.table([ids, np.array(SPLITS)[place]], schema=SUBJECT_SPLITS)
+    share = mixed(ids.astype(np.uint64) + np.uint64(seed * 0x9E3779B97F4A7C15 % 2**64))
+    return np.searchsorted(np.cumsum(fractions)[:-1], share / 2.0**64, side="right").astype(np.int8)
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
+def mixed(x: np.ndarray) -> np.ndarray:
     """The splitmix64 finaliser (Steele 2014): an even hash of 64-bit integers."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -51,10 +43,10 @@ def read(path: str | Path) -> pa.Table:
         ) from error
 
 
-def check(splits: pa.Table, subject_ids: np.ndarray, *, origin: str) -> pa.Table:
-    """The split of every one of ``subject_ids``, ordered by subject; refuses doubt.
+def checked(splits: pa.Table, *, origin: str) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted subject ids, and the place of each one's split in SPLITS; refuses doubt.
 
-    Raises InputError for a subject listed twice, an unknown split name, or subjects without one.
+    Raises InputError for a subject listed twice or an unknown split name.
     """
     ids = splits[SUBJECT_ID].to_numpy()
     names = splits["split"].to_numpy(zero_copy_only=False)
@@ -67,12 +59,20 @@ def check(splits: pa.Table, subject_ids: np.ndarray, *, origin: str) -> pa.Table
         )
     if unknown := sorted(set(names) - set(SPLITS)):
         raise InputError(f"{origin}: unknown split {unknown[0]!r}; use one of {list(SPLITS)}")
-    wanted = np.unique(subject_ids)
-    place = np.clip(np.searchsorted(distinct, wanted), 0, max(len(distinct) - 1, 0))
-    missing = len(wanted) if not len(distinct) else int((distinct[place] != wanted).sum())
+    order = {name: place for place, name in enumerate(SPLITS)}
+    return distinct, np.array([order[name] for name in names[first]], np.int8)
+
+
+def look_up(wanted: np.ndarray, ids: np.ndarray, places: np.ndarray, *, origin: str) -> np.ndarray:
+    """The place of the split of each wanted subject; ``ids`` are sorted.
+
+    Raises InputError for subjects without one.
+    """
+    place = np.clip(np.searchsorted(ids, wanted), 0, max(len(ids) - 1, 0))
+    missing = len(wanted) if not len(ids) else int((ids[place] != wanted).sum())
     if missing:
         raise InputError(
             f"{origin}: {missing} of {len(wanted)} subjects with events have no split; "
             "add them, or leave splits out to have medbert assign all subjects"
         )
-    return pa.table([wanted, names[first][place]], schema=SUBJECT_SPLITS)
+    return places[place]

@@ -25,11 +25,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from medbert.data import splits as subject_splits
-from medbert.data.vocabulary import Vocabulary
-from medbert.schema import CODE, SUBJECT_ID, InputError
+from medbert.data.visits import Stays
+from medbert.data.vocabulary import Tokens, Vocabulary
+from medbert.schema import CODE, KINDS, STATIC, SUBJECT_ID, InputError
 
-FORMAT = 1
-STATIC = np.iinfo(np.int64).min  # a null time; sorts before, and is known at, every time
+FORMAT = 2
 
 
 class History(NamedTuple):
@@ -69,14 +69,19 @@ class Store:
         codes = pq.read_table(self.folder / "codes.parquet")
         self.codes: list[str] = codes[CODE].to_pylist()
         self.token_of_code = codes["token"].to_numpy()
+        tokens = Tokens(self.token_of_code, None, None)
+        if self.vocabulary.rule.value_bins:
+            tokens = self.vocabulary.tokens(self.codes, {})._replace(plain=self.token_of_code)
+        self._tokens = tokens
         self._shards = [_open_shard(self.folder / "data", shard) for shard in self.info["shards"]]
         self._first = np.cumsum([0] + [shard.num_rows for shard in self._shards])
         self.subject_ids = np.concatenate([s[SUBJECT_ID].to_numpy() for s in self._shards])
-        splits = subject_splits.check(
-            subject_splits.read(self.folder / "subject_splits.parquet"),
-            self.subject_ids,
-            origin=f"{self.folder}/subject_splits.parquet",
-        )
+        splits = subject_splits.read(self.folder / "subject_splits.parquet")
+        if not np.array_equal(splits[SUBJECT_ID].to_numpy(), self.subject_ids):
+            raise InputError(
+                f"{self.folder}/subject_splits.parquet: not the subjects of this store; run "
+                "`medbert prepare` again"
+            )
         self.split_of_row = splits["split"].to_numpy(zero_copy_only=False)
 
     def __len__(self) -> int:
@@ -98,8 +103,14 @@ class Store:
 
     def rows_of(self, subject_ids: np.ndarray) -> np.ndarray:
         """Row numbers of subjects; -1 for a subject that the store does not have."""
-        place = np.clip(np.searchsorted(self.subject_ids, subject_ids), 0, len(self) - 1)
-        return np.where(self.subject_ids[place] == subject_ids, place, -1)
+        by_id = self._by_id
+        place = np.searchsorted(self.subject_ids, subject_ids, sorter=by_id)
+        row = by_id[np.clip(place, 0, len(self) - 1)]
+        return np.where(self.subject_ids[row] == subject_ids, row, -1)
+
+    @cached_property
+    def _by_id(self) -> np.ndarray:
+        return np.argsort(self.subject_ids)
 
     @cached_property
     def _columns(self) -> list[dict[str, np.ndarray]]:
@@ -129,7 +140,7 @@ class Store:
             visit_V["visit_end"] = np.where(ended, visit_V["visit_end"], STATIC)
         return History(
             code_T=event_T["code"],
-            token_T=self.token_of_code[event_T["code"]],
+            token_T=self._tokens.of(event_T["code"], event_T["value"]),
             time_T=event_T["time"],
             value_T=event_T["value"],
             visit_T=event_T["visit"],
@@ -195,6 +206,41 @@ def _cut(ragged: _Ragged, known_from: np.ndarray, until: np.ndarray) -> _Ragged:
 # --- files --------------------------------------------------------------------------------------
 
 
+def record_batch(
+    ids: np.ndarray, birth: np.ndarray, events: dict[str, np.ndarray], stays: Stays
+) -> pa.Table:
+    """A row per subject; events and visits, sorted by subject, as lists."""
+    edges = np.arange(len(ids) + 1)
+    event_offsets = pa.array(np.searchsorted(events["subject"], edges), pa.int32())
+    visit_offsets = pa.array(np.searchsorted(stays.subject, edges), pa.int32())
+    value = events.get("value")
+    if value is None:
+        value = np.full(len(events["code"]), np.nan, np.float32)
+    kinds = pa.DictionaryArray.from_arrays(pa.array(stays.kind, pa.int8()), pa.array(KINDS))
+
+    def lists(offsets: pa.Array, values: pa.Array) -> pa.ListArray:
+        return pa.ListArray.from_arrays(offsets, values)
+
+    return pa.record_batch(
+        {
+            SUBJECT_ID: pa.array(ids, pa.int64()),
+            "birth": _timestamps(birth),
+            "code": lists(event_offsets, pa.array(events["code"], pa.int32())),
+            "time": lists(event_offsets, _timestamps(events["time"])),
+            "value": lists(event_offsets, pa.array(value, pa.float32())),
+            "visit": lists(event_offsets, pa.array(events["visit"], pa.int32())),
+            "visit_start": lists(visit_offsets, _timestamps(stays.start)),
+            "visit_end": lists(visit_offsets, _timestamps(stays.end)),
+            "visit_stay": lists(visit_offsets, pa.array(stays.stay, pa.float32())),
+            "visit_kind": lists(visit_offsets, kinds),
+        }
+    )
+
+
+def _timestamps(microseconds: np.ndarray) -> pa.Array:
+    return pa.array(microseconds.view("datetime64[us]"))  # the smallest integer is NaT, so null
+
+
 def _read_info(folder: Path) -> dict[str, Any]:
     file = folder / "dataset.json"
     if not file.is_file():
@@ -211,7 +257,7 @@ def _read_info(folder: Path) -> dict[str, Any]:
     return info
 
 
-def _open_shard(folder: Path, shard: dict[str, Any]) -> pa.Table:
+def _open_shard(folder: Path, shard: dict[str, Any]) -> pa.RecordBatch:
     file = folder / shard["file"]
     cure = "the file is truncated or damaged; run `medbert prepare` again"
     try:
@@ -220,14 +266,13 @@ def _open_shard(folder: Path, shard: dict[str, Any]) -> pa.Table:
                 f"{file}: {file.stat().st_size} bytes where dataset.json says {shard['bytes']}: "
                 + cure
             )
-        return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+        return pa.ipc.open_file(pa.memory_map(str(file))).get_batch(0)
     except (OSError, pa.ArrowInvalid) as error:
         raise InputError(f"{file}: {cure} ({error})") from error
 
 
-def _numpy_columns(shard: pa.Table) -> dict[str, np.ndarray]:
-    """Views of the shard's memory map; nothing is copied (a shard is one record batch)."""
-    batch = shard.to_batches()[0]
+def _numpy_columns(batch: pa.RecordBatch) -> dict[str, np.ndarray]:
+    """Views of a shard's memory map; nothing is copied."""
     columns = {"birth": _times(batch["birth"])}
     for name in _EVENT_COLUMNS + _VISIT_COLUMNS:
         values = batch[name].values

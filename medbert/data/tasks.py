@@ -12,13 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from medbert.data.cohorts import NEVER, Cohort, FlowStep, IndexRule, Timeline
-from medbert.data.store import STATIC, Store
+from medbert.data.store import Store
 from medbert.schema import (
     BOOLEAN_VALUE,
     DATES,
     DAY_US,
     LABELS,
     PREDICTION_TIME,
+    STATIC,
     SUBJECT_ID,
     InputError,
 )

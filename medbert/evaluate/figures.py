@@ -36,11 +36,11 @@ def roc(
     axes: Axes | None = None,
 ) -> Axes:
     """Sensitivity against 1 - specificity; the oracle dashed in black."""
-    axes = axes or _new_axes()
+    axes = axes or new_axes()
     axes.plot([0, 1], [0, 1], color="0.75", linewidth=0.8)
     for index, (name, probabilities) in enumerate(models.items()):
         false, true, _ = _curve(labels, probabilities)
-        axes.plot(*_thin(false, true), label=_plain(name), **_style(index))
+        axes.plot(*_thin(false, true), label=plain(name), **_style(index))
     if oracle is not None:
         false, true, _ = _curve(labels, oracle)
         axes.plot(*_thin(false, true), label=ORACLE_NAME, **_oracle_style())
@@ -58,12 +58,12 @@ def precision_recall(
     axes: Axes | None = None,
 ) -> Axes:
     """Precision against sensitivity; a grey line at the prevalence, where chance lies."""
-    axes = axes or _new_axes()
+    axes = axes or new_axes()
     prevalence = float(np.mean(np.asarray(labels, dtype=np.float64)))
     axes.axhline(prevalence, color="0.75", linewidth=0.8)
     for index, (name, probabilities) in enumerate(models.items()):
         _, true, precision = _curve(labels, probabilities)
-        axes.plot(*_thin(true[1:], precision[1:]), label=_plain(name), **_style(index))
+        axes.plot(*_thin(true[1:], precision[1:]), label=plain(name), **_style(index))
     if oracle is not None:
         _, true, precision = _curve(labels, oracle)
         curve = _thin(true[1:], precision[1:])
@@ -86,7 +86,7 @@ def calibration(
     Fewer groups are made where ten would hold fewer than ``min_count`` rows each, and a group of
     tied probabilities that is still smaller is left out.
     """
-    axes = axes or _new_axes()
+    axes = axes or new_axes()
     bins = int(np.clip(np.size(np.asarray(labels)) // max(2 * min_count, 1), 1, 10))
     top = 0.0
     for index, (name, probabilities) in enumerate(models.items()):
@@ -102,7 +102,7 @@ def calibration(
         above = np.maximum(0, [point.high for point in curve] - y)
         style = {**_style(index), "linewidth": 1.2, "marker": MARKERS[index % len(MARKERS)]}
         axes.errorbar(
-            x, y, yerr=[below, above], label=_plain(name), markersize=4.5, elinewidth=0.7, **style
+            x, y, yerr=[below, above], label=plain(name), markersize=4.5, elinewidth=0.7, **style
         )
         top = max([top, *x, *(y + above)])
     top = min(1.0, 1.04 * top)
@@ -124,7 +124,7 @@ def risk_distribution(
 
     Bars of fewer than ``min_count`` rows are left out.
     """
-    axes = axes or _new_axes()
+    axes = axes or new_axes()
     labels_N, probabilities_N = check(labels, probabilities)
     edges = np.linspace(0, float(probabilities_N.max()) or 1.0, 31)
     styles: tuple[dict[str, Any], ...] = (
@@ -147,7 +147,7 @@ def risk_distribution(
 
 def forest(intervals: Mapping[str, Interval], *, axes: Axes | None = None) -> Axes:
     """AUROC of every model with its interval, one line each, in the order given."""
-    axes = axes or _new_axes()
+    axes = axes or new_axes()
     for index, (name, interval) in enumerate(intervals.items()):
         is_oracle = name == ORACLE_NAME
         colour = "black" if is_oracle else COLOURS[index % len(COLOURS)]
@@ -157,7 +157,7 @@ def forest(intervals: Mapping[str, Interval], *, axes: Axes | None = None) -> Ax
     low = min(interval.low for interval in intervals.values())
     if low < 0.55:
         axes.axvline(0.5, color="0.75", linewidth=0.8)
-    axes.set_yticks(range(len(intervals)), [_plain(name) for name in intervals])
+    axes.set_yticks(range(len(intervals)), [plain(name) for name in intervals])
     axes.set(xlabel="AUROC", ylim=(len(intervals) - 0.5, -0.5))
     axes.grid(axis="x", color="0.9", linewidth=0.7)
     axes.set_axisbelow(True)
@@ -214,7 +214,7 @@ def svg(axes: Axes) -> bytes:
     return buffer.getvalue()
 
 
-def _new_axes(*, width: float = 4.6, height: float = 4.4) -> Axes:
+def new_axes(*, width: float = 4.6, height: float = 4.4) -> Axes:
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -224,7 +224,7 @@ def _new_axes(*, width: float = 4.6, height: float = 4.4) -> Axes:
     return axes
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
     return name.replace("$", r"\$")  # matplotlib reads a pair of dollars as mathematics
 
 

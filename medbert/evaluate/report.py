@@ -6,19 +6,15 @@ is made to be passed on (the page, the terminal table) hides counts under ``min_
 
 from __future__ import annotations
 
-import base64
-import importlib.resources
 import math
-import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from string import Template
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medbert.evaluate import figures
+from medbert.evaluate import figures, page
 from medbert.evaluate.intervals import (
     ORACLE,
     ORACLE_NAME,
@@ -121,12 +117,12 @@ def write_html(
     may be nested. ``notes``: what the numbers do not show, one sentence each.
     """
     lines = [_cells(results, model) for model in results.models]
-    page = Template(importlib.resources.files(__package__).joinpath("report.html").read_text())
-    text = page.substitute(
+    text = page.fill(
+        "report.html",
         title=escape(title),
         verdict="".join(f"<p>{escape(sentence)}</p>" for sentence in verdict(results)),
         size=escape(_size(results, min_count)),
-        results=_table(
+        results=page.table(
             list(lines[0]),
             [list(line.values()) for line in lines],
             roles=[model.role for model in results.models],
@@ -137,10 +133,7 @@ def write_html(
         notes="".join(f"<li>{escape(note)}</li>" for note in (*_own_notes(results), *notes)),
         settings=_section("Settings", ["Setting", "Value"], _flatten(settings or {})),
     )
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    page.write(path, text)
 
 
 def _cells(results: Results, model: ModelResult) -> dict[str, str]:
@@ -215,14 +208,7 @@ def _pictures(results: Results, min_count: int) -> str:
             oracle=results.probabilities.get(ORACLE_NAME),
             min_count=min_count,
         )
-    parts = []
-    for caption, alt, axes in drawn:
-        data = base64.b64encode(figures.svg(axes)).decode()
-        parts.append(
-            f"<figure><img src='data:image/svg+xml;base64,{data}' alt='{escape(alt)}'>"
-            f"<figcaption>{escape(caption)}</figcaption></figure>"
-        )
-    return "".join(parts) + omitted
+    return "".join(page.figure(*one) for one in drawn) + omitted
 
 
 def _flow(flow: Sequence[tuple[str, int, int]], min_count: int) -> list[list[str]]:
@@ -244,20 +230,7 @@ def _count(number: int, min_count: int, *, rounded: bool = False) -> str:
 
 
 def _section(title: str, head: list[str], rows: list[list[str]]) -> str:
-    return f"<h2>{title}</h2>{_table(head, rows)}" if rows else ""
-
-
-def _table(head: list[str], rows: list[list[str]], *, roles: Sequence[str] = ()) -> str:
-    top = "".join(f"<th scope='col'>{escape(name)}</th>" for name in head)
-    body = []
-    for index, (first, *others) in enumerate(rows):
-        cells = "".join(f"<td>{escape(cell)}</td>" for cell in others)
-        role = f" class='{roles[index]}'" if roles else ""
-        body.append(f"<tr{role}><th scope='row'>{escape(first)}</th>{cells}</tr>")
-    return (
-        f"<div class='scroll'><table><thead><tr>{top}</tr></thead>"
-        f"<tbody>{''.join(body)}</tbody></table></div>"
-    )
+    return f"<h2>{title}</h2>{page.table(head, rows)}" if rows else ""
 
 
 def _flatten(settings: Mapping[str, Any], prefix: str = "") -> list[list[str]]:

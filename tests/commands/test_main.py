@@ -15,12 +15,14 @@ def medbert(*words: str, cwd=None) -> subprocess.CompletedProcess[str]:
 
 def test_help_names_every_verb():
     done = medbert("--help")
-    assert done.returncode == 0 and all(verb in done.stdout for verb in VERBS)
+    assert done.returncode == 0 and all(
+        f"\n  {verb.replace('_', ' ')} " in done.stdout for verb in VERBS
+    )
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_help_of_a_verb_lists_its_settings_and_choices(verb):
-    text = medbert(verb, "--help").stdout
+    text = medbert(*verb.split("_"), "--help").stdout
     assert "out: ???" in text and "_target_" not in text
     if verb == "finetune":
         assert "dhf_casecontrol" in text and "temporally biased" in text
@@ -35,10 +37,47 @@ def test_a_slip_of_the_pen_gets_a_suggestion():
     assert done.returncode == 1 and "did you mean `medbert evaluate`" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "words", [["vocabulary"], ["vocabulary", "extnd"], ["vocabulry", "extend"]]
+)
+def test_so_does_half_a_verb_of_two_words(words):
+    done = medbert(*words, "out=x")
+    assert done.returncode == 1 and "did you mean `medbert vocabulary extend`" in done.stderr
+
+
+def test_help_for_the_first_of_two_words_lists_the_second():
+    done = medbert("vocabulary", "--help")
+    assert done.returncode == 0 and "\n  vocabulary extend  " in done.stdout
+    assert "synthesize" not in done.stdout
+
+
+def test_a_verb_of_two_words_is_run(tmp_path):
+    done = medbert("vocabulary", "extend", "store=x", "out=y", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("medbert vocabulary extend: needs encoder_dir=...")
+
+
 def test_bad_input_is_one_line_and_exit_status_2(tmp_path):
     done = medbert("pretrain", "store=nowhere", "out=encoder", cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "nowhere/dataset.json: not found" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("source=meds", "source.path=x", "visit.by=week"), "visit.by=week visit.gap_days=1.0: "),
+        (
+            ("source=omop_postgres", "source.uri='postgresql://me:hush@h/b'", "source.schema=cdm"),
+            "source.uri: holds a password",
+        ),
+    ],
+)
+def test_so_is_a_setting_that_its_owner_refuses(tmp_path, words, said):
+    done = medbert("prepare", *words, "out=store", cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"medbert prepare: {said}") and "hush" not in done.stderr
     assert not list(tmp_path.iterdir())
 
 

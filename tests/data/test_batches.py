@@ -25,7 +25,7 @@ def store(make_store):
 
 
 def test_a_batch_is_the_subjects_end_to_end(store):
-    data = Sequences(store, np.arange(20), max_tokens=100)
+    data = Sequences(store, store.rows_of(np.arange(1, 21)), max_tokens=100)
     batch = data[np.array([4, 0])]
     assert batch.offsets_B1.tolist() == [0, 6, 8] and batch.rows_B.tolist() == [4, 0]
     words = store.vocabulary.decode(batch.tokens_T.tolist())
@@ -39,14 +39,15 @@ def test_a_batch_is_the_subjects_end_to_end(store):
 def test_the_cut_is_per_row_and_labels_follow(store):
     until = np.array([np.datetime64(f"2010-01-{d:02d}", "us").astype(np.int64) for d in (3, 1)])
     labels = np.array([True, False])
-    data = Sequences(store, np.array([9, 9]), until=until, labels=labels, max_tokens=100)
+    rows = store.rows_of(np.array([10, 10]))
+    data = Sequences(store, rows, until=until, labels=labels, max_tokens=100)
     batch = data[np.array([1, 0])]
     assert batch.lengths_B.tolist() == [2, 4] and batch.labels_B.tolist() == [0.0, 1.0]
     assert data.lengths.tolist() == [4, 2]
 
 
 def test_long_histories_keep_static_and_latest_codes_and_are_counted(store):
-    data = Sequences(store, np.arange(20), max_tokens=5)
+    data = Sequences(store, store.rows_of(np.arange(1, 21)), max_tokens=5)
     assert data.n_shortened == 16 and data.lengths.max() == 5
     words = store.vocabulary.decode(data[np.array([19])].tokens_T.tolist())
     assert words == ["GENDER//F", "C17", "C18", "C19", "C20"]

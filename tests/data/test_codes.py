@@ -2,8 +2,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from medbert.data.codes import canonical, compiled, is_diagnosis, matches
-from medbert.schema import InputError
+from medbert.data.codes import ancestors, canonical, compiled, is_diagnosis, matches, parents_of
+from medbert.schema import CODES, InputError
 
 SPELLINGS = {
     "DIAGNOSIS//ICD//10//M25511": "ICD10CM/M25.511",
@@ -103,3 +103,52 @@ def test_a_pattern_that_would_match_nothing_is_refused(pattern, said):
 def test_a_bad_regular_expression_says_so():
     with pytest.raises(InputError, match="not a regular expression"):
         compiled("^HOSPITAL(")
+
+
+ABOVE = {
+    "ICD10CM/E11.21": ["ICD10CM/E11.2", "ICD10CM/E11"],
+    "ICD10CM/E11": [],
+    "ICD10CM/S00.03XA": ["ICD10CM/S00.03", "ICD10CM/S00.0", "ICD10CM/S00"],
+    "ICD10CM/W19.XXXA": ["ICD10CM/W19"],
+    "ICD10CM/T36.0X1A": [f"ICD10CM/T36{rest}" for rest in (".0X1", ".0X", ".0", "")],
+    "ICD9CM/250.01": ["ICD9CM/250.0", "ICD9CM/250"],
+    "ICD9CM/E885.9": ["ICD9CM/E885"],
+    "ICD9CM/V58.67": ["ICD9CM/V58.6", "ICD9CM/V58"],
+    "ICD9Proc/38.93": ["ICD9Proc/38.9", "ICD9Proc/38"],
+    "ATC/A10BA02": ["ATC/A10BA", "ATC/A10B", "ATC/A10"],
+    "LAB//50912//mg/dL": ["LAB//50912"],
+    "LAB//50912": [],
+    "MEDS_BIRTH": [],
+    "": [],
+}
+
+
+@pytest.mark.parametrize(("code", "expected"), ABOVE.items())
+def test_what_is_above_a_code(code, expected):
+    assert ancestors(code, {}) == expected
+
+
+def test_what_is_stated_comes_before_what_is_dropped_and_level_by_level():
+    parents = {"PROC//ICD//3893": ["ICD9Proc/38.93", "SNOMED/1"], "SNOMED/1": ["SNOMED/0"]}
+    assert ancestors("PROC//ICD//3893", parents) == [
+        *("ICD9Proc/38.93", "SNOMED/1", "ICD9Proc/38.9", "SNOMED/0", "ICD9Proc/38"),
+        "PROC//ICD",
+    ]
+
+
+def test_loops_among_parents_end():
+    parents = {"A": ["B", "A"], "B": ["C"], "C": ["A", "D"]}
+    assert ancestors("A", parents) == ["B", "C", "D"]
+
+
+@pytest.mark.parametrize("code", ABOVE)
+def test_whatever_is_above_a_code_has_its_own_ancestors_above_it_too(code):
+    line = ancestors(code, {"ICD10CM/E11": ["X//Y//Z"], "LAB//50912": ["LOINC/1"]})
+    assert all(set(ancestors(above, {})) <= set(line) for above in line)
+
+
+def test_parents_of_metadata_are_canonical():
+    codes = ["DIAGNOSIS//ICD//10//M25511", "LAB//1", "LAB//2", "LOCAL", "LOCAL "]
+    lists = [["ICD10CM/M25511"], None, [None], ["icd9cm/4280", " LOINC/1 "], ["LOINC/1", "LOINC/2"]]
+    table = pa.table([codes, pa.nulls(5, pa.string()), lists], schema=CODES)
+    assert parents_of(table) == {"LOCAL": ["ICD9CM/428.0", "LOINC/1", "LOINC/2"]}

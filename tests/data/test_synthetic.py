@@ -17,7 +17,17 @@ from sklearn.metrics import roc_auc_score
 from medbert.data import synthetic
 from medbert.data.sources.meds import Meds
 from medbert.data.synthetic import conditions
-from medbert.schema import BIRTH, CODES, DATES, DEATH, EVENTS, VISITS, InputError
+from medbert.schema import (
+    BIRTH,
+    CODES,
+    DATES,
+    DEATH,
+    EVENTS,
+    RANK,
+    VISITS,
+    Findings,
+    InputError,
+)
 
 CODE_TABLES = SHARED / "code_tables"
 OUTCOME_CODES = {
@@ -35,7 +45,7 @@ def simulation() -> synthetic.Simulation:
 
 @pytest.fixture(scope="module")
 def events(simulation) -> pd.DataFrame:
-    return simulation.records.events.drop_columns(["text_value"]).to_pandas()
+    return simulation.events.drop_columns(["text_value"]).to_pandas()
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +60,7 @@ def small() -> synthetic.Simulation:
 
 def first_time(simulation: synthetic.Simulation, pattern: str) -> np.ndarray:
     """When each subject's record first shows a code; NaT for never."""
-    events = simulation.records.events
+    events = simulation.events
     found = events.filter(pc.match_substring_regex(events["code"], pattern)).to_pandas()
     first = found.groupby("subject_id")["time"].min()
     return first.reindex(range(1, simulation.truth.num_rows + 1)).to_numpy("datetime64[us]")
@@ -91,29 +101,29 @@ def test_deterministic_by_seed(small):
     again, other = (synthetic.simulate(300, seed=seed) for seed in (1, 2))
     assert again.truth.equals(small.truth)
     for name in ("events", "visits", "codes"):
-        assert getattr(again.records, name).equals(getattr(small.records, name))
-    assert not other.records.events.equals(small.records.events)
+        assert getattr(again, name).equals(getattr(small, name))
+    assert not other.events.equals(small.events)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_one_subject_is_enough(seed):
     alone = synthetic.simulate(1, seed=seed)
-    assert alone.records.events["subject_id"].unique().to_pylist() == [1]
+    assert alone.events["subject_id"].unique().to_pylist() == [1]
     with pytest.raises(InputError, match="n_subjects"):
         synthetic.simulate(0, seed=seed)
 
 
 def test_tables_follow_the_contract(simulation):
-    records, truth = simulation
-    assert records.events.schema == EVENTS
-    assert records.visits.schema == VISITS
-    assert records.codes.schema == CODES
-    assert records.metadata["time"] == DATES
-    assert records.metadata["n_subjects"] == truth.num_rows == 20_001
-    described = set(records.codes["code"].to_pylist())
-    assert set(pc.unique(records.events["code"]).to_pylist()) <= described
-    assert len(described) == records.codes.num_rows
-    assert all(records.codes["description"].to_pylist())
+    truth = simulation.truth
+    assert simulation.events.schema == EVENTS.remove(EVENTS.get_field_index(RANK))
+    assert simulation.visits.schema == VISITS
+    assert simulation.codes.schema == CODES
+    assert simulation.metadata["time"] == DATES
+    assert simulation.metadata["n_subjects"] == truth.num_rows == 20_001
+    described = set(simulation.codes["code"].to_pylist())
+    assert set(pc.unique(simulation.events["code"]).to_pylist()) <= described
+    assert len(described) == simulation.codes.num_rows
+    assert all(simulation.codes["description"].to_pylist())
 
 
 def test_order_of_events_is_that_of_meds(events):
@@ -147,7 +157,7 @@ def test_nothing_outside_life_and_observation(events, truth):
 
 
 def test_visits_agree_with_their_events(simulation, events):
-    visits = simulation.records.visits.to_pandas()
+    visits = simulation.visits.to_pandas()
     assert np.array_equal(visits["visit_id"], np.arange(1, len(visits) + 1))
     days = (visits["end"] - visits["start"]) / pd.Timedelta(days=1)
     days = days.mask(visits["kind"] == "emergency")
@@ -166,7 +176,7 @@ def test_visits_agree_with_their_events(simulation, events):
 
 
 def test_stays(simulation):
-    visits = simulation.records.visits.to_pandas()
+    visits = simulation.visits.to_pandas()
     stays = visits["length_of_stay"][visits["kind"] == "inpatient"]
     assert 0.12 < (stays > 7).mean() < 0.2
     assert 50 < 1000 * len(stays) / 160_000 < 200  # admissions per 1,000 person-years
@@ -190,7 +200,7 @@ def test_real_world_dirt(simulation, events, truth):
     repeated = events[events["visit_id"].notna()].duplicated()
     assert 0.002 < repeated.mean() < 0.01
     coded = events[events["code"].str.startswith("ICD")]["visit_id"].nunique()
-    assert 0.02 < 1 - coded / simulation.records.visits.num_rows < 0.06
+    assert 0.02 < 1 - coded / simulation.visits.num_rows < 0.06
     diabetic = (truth["onset_type2_diabetes"] < truth["entry"]) & (
         truth["exit"] - truth["entry"] > 5 * YEAR
     )
@@ -336,7 +346,7 @@ def test_births_and_window_can_be_chosen():
     )
     born = old.truth["birth"].to_pandas().dt.year
     assert born.between(1930, 1940).all()
-    times = old.records.visits["start"].to_pandas()
+    times = old.visits["start"].to_pandas()
     assert times.dt.year.between(2010, 2012).all()
     with pytest.raises(InputError, match="start"):
         synthetic.simulate(10, seed=1, start=date(2020, 1, 1), end=date(2010, 1, 1))
@@ -378,7 +388,7 @@ def test_every_diagnosis_code_exists(simulation):
     icd10 = set((CODE_TABLES / "code-list-April-2026.txt").read_text().split())
     with (CODE_TABLES / "icd10cmtoicd9gem.csv").open() as file:
         icd10 |= {row["icd10cm"] for row in csv.DictReader(file)}
-    for code in simulation.records.codes["code"].to_pylist():
+    for code in simulation.codes["code"].to_pylist():
         system, _, body = code.partition("/")
         if system in ("ICD9CM", "ICD10CM"):
             assert body.replace(".", "") in {"ICD9CM": icd9, "ICD10CM": icd10}[system], code
@@ -389,12 +399,17 @@ def test_every_diagnosis_code_exists(simulation):
 def test_meds_folder(small, tmp_path):
     synthetic.write(small, tmp_path)
     table = pq.read_table(tmp_path / "data" / "0.parquet")
-    assert table.equals(small.records.events)
+    assert table.equals(small.events)
     truth = pq.read_table(tmp_path / "truth" / "truth.parquet")
     assert truth.equals(small.truth)
-    assert Meds(str(tmp_path)).read().visits.equals(small.records.visits)
+    (part,) = Meds(str(tmp_path)).read().parts
+    (piece,) = part.pieces(Findings())
+    stated = piece.visits.to_pandas().groupby("visit_id")[["start", "end", "kind"]].first()
+    visits = small.visits.to_pandas().set_index("visit_id")
+    visits.loc[visits["kind"] == "emergency", ["start", "end"]] = pd.NaT  # no code states them
+    pd.testing.assert_frame_equal(stated, visits[stated.columns])
     rows = pd.DataFrame({"subject_id": range(1, 301), "time": pd.Timestamp(2012, 1, 1)})
-    read = synthetic.Simulation(small.records, truth)
+    read = small._replace(truth=truth)
     assert np.array_equal(
         risk(read, rows, outcome="heart_failure", days=365),
         risk(small, rows, outcome="heart_failure", days=365),
@@ -409,7 +424,7 @@ def test_meds_folder(small, tmp_path):
 def test_shards_hold_whole_subjects(simulation, tmp_path):
     synthetic.write(simulation, tmp_path)
     shards = [pq.read_table(path) for path in sorted((tmp_path / "data").iterdir())]
-    assert pa.concat_tables(shards).equals(simulation.records.events)
+    assert pa.concat_tables(shards).equals(simulation.events)
     assert len(shards) == 2
     subjects = [set(shard["subject_id"].unique().to_pylist()) for shard in shards]
     assert subjects[0].isdisjoint(subjects[1])
@@ -420,7 +435,7 @@ def test_flat_file(small, tmp_path):
     synthetic.write_flat(small, path)
     assert path.read_bytes()[:8] == b"\x1f\x8b\x08" + bytes(5)  # gzip, and no time in its header
     flat = pa_csv.read_csv(path).to_pandas()
-    events = small.records.events.to_pandas()
+    events = small.events.to_pandas()
     coded = events["visit_id"].notna() & ~events["code"].str.match("VISIT//|HOSPITAL_")
     assert np.array_equal(flat["code"], events["code"][coded])
     assert np.array_equal(flat["encounter"], events["visit_id"][coded])

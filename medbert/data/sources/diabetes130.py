@@ -5,16 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from medbert.data.codes import canonical
 from medbert.data.sources import reading
-from medbert.data.visits import sort_events
+from medbert.data.sources.columns import pick
 from medbert.schema import (
     BOOLEAN_VALUE,
     CODE,
@@ -23,12 +24,16 @@ from medbert.schema import (
     NUMERIC_VALUE,
     ORDER,
     PREDICTION_TIME,
+    RANK,
+    ROW,
     SEX,
+    STATED_VISITS,
     SUBJECT_ID,
     TIME,
     VISIT_ID,
-    VISITS,
+    Findings,
     InputError,
+    Piece,
     Records,
 )
 
@@ -100,39 +105,49 @@ class Diabetes130:
     path: str
 
     def read(self) -> Records:
-        file, source, titles = _find(reading.existing(self.path))
-        frame = _encounters(reading.Delimited(source, file, missing=(MISSING,)))
-        set_aside: dict[str, int] = {}
-        events = sort_events(pa.concat_tables([_static(frame, set_aside), *_of_encounters(frame)]))
-        metadata = {"name": "diabetes130", "time": ORDER, "set_aside": set_aside}
+        part = Encounters(ENCOUNTERS, _place(reading.existing(self.path).absolute()))
+        frame, titles = part.load()
         labels = {
             "readmission_30d": _labels(frame, frame["readmitted"] == "<30"),
             "readmission_any": _labels(frame, frame["readmitted"] != "NO"),
         }
-        set_aside["labels_after_death_or_hospice"] = len(frame) - labels["readmission_any"].num_rows
-        return Records(events, _visits(frame), metadata, codes=_codes(titles), labels=labels)
+        metadata = {"name": "diabetes130", "time": ORDER}
+        return Records([part], metadata, codes=_codes(titles), labels=labels)
 
 
-def _find(path: Path) -> tuple[str, Path | bytes, str | None]:
-    """The name and place of the encounters, and the text of IDs_mapping.csv where it is beside."""
-    if path.is_file() and zipfile.is_zipfile(path):
-        return _unzip(path)
-    if path.suffix.lower() == ".zip":
+@dataclass(frozen=True)
+class Encounters(reading.FilePart):
+    """A `Part`: the one file, small enough to be read whole."""
+
+    def pieces(self, findings: Findings) -> Iterator[Piece]:
+        frame, _ = self.load()
+        where = f"{self.path.name}: column 'discharge_disposition_id'"
+        findings.note("labels_after_death_or_hospice", int((~_asked(frame)).sum()), where)
+        yield from (Piece(events) for events in _static(frame, findings))
+        yield Piece(_of_encounters(frame), _visits(frame))
+
+    def load(self) -> tuple[pd.DataFrame, str | None]:
+        """The encounters, and the text of IDs_mapping.csv where it is beside."""
+        if zipfile.is_zipfile(self.path):
+            content, titles = _unzip(self.path)
+            return _encounters(content, self.path.name), titles
+        beside = [path for path in self.path.parent.iterdir() if path.name.lower() == TITLES]
+        titles = beside[0].read_text(encoding="utf-8") if beside else None
+        return _encounters(self.path, self.path.name), titles
+
+
+def _place(path: Path) -> Path:
+    if path.suffix.lower() == ".zip" and not zipfile.is_zipfile(path):
         raise InputError(f"{path}: not a whole .zip; it is truncated: download it again")
-    if path.is_dir():
-        inside = sorted(path.glob(f"**/{ENCOUNTERS}"))
-        if len(inside) != 1:
-            raise InputError(
-                f"{path}: {len(inside)} files called {ENCOUNTERS} in it; give source.path the one "
-                "to read"
-            )
-        path = inside[0]
-    beside = [other for other in path.parent.iterdir() if other.name.lower() == TITLES]
-    titles = beside[0].read_text(encoding="utf-8") if beside else None
-    return str(path), path, titles
+    inside = sorted(path.glob(f"**/{ENCOUNTERS}")) if path.is_dir() else [path]
+    if len(inside) != 1:
+        raise InputError(
+            f"{path}: {len(inside)} files called {ENCOUNTERS}; give source.path the one to read"
+        )
+    return inside[0]
 
 
-def _unzip(path: Path) -> tuple[str, bytes, str | None]:
+def _unzip(path: Path) -> tuple[bytes, str | None]:
     with zipfile.ZipFile(path) as archive:
         names = {PurePath(name).name.lower(): name for name in reversed(archive.namelist())}
         if ENCOUNTERS not in names:
@@ -141,40 +156,30 @@ def _unzip(path: Path) -> tuple[str, bytes, str | None]:
             )
         try:
             content = archive.read(names[ENCOUNTERS])
-            titles = archive.read(names[TITLES]).decode() if TITLES in names else None
+            return content, archive.read(names[TITLES]).decode() if TITLES in names else None
         except (zipfile.BadZipFile, OSError, EOFError) as error:
             raise InputError(f"{path}: damaged ({error}); download it again") from None
-    return f"{path}:{names[ENCOUNTERS]}", content, titles
 
 
-def _encounters(delimited: reading.Delimited) -> pd.DataFrame:
-    """One row per encounter in its subject's order; the ordinals of its two times added."""
-    file = delimited.file
-    wanted = {name: name for name in COLUMNS}
-    cure = "Is it the file of UCI dataset 296? Download it again"
-    table = delimited.read(reading.pick(delimited.names(), wanted, file=file, cure=cure))
-    frame = table.to_pandas()
+def _encounters(source: Path | bytes, file: str) -> pd.DataFrame:
+    """One row per encounter in its subject's order; its file row and its two ordinals added."""
+    delimited = reading.Delimited(source, file, missing=(MISSING,))
+    cure = "Is it the file of UCI dataset 296, untouched? Download it again"
+    picked = pick(delimited.names(), {name: name for name in COLUMNS}, file=file, cure=cure)
+    block = reading.whole(delimited, picked, Findings(max_bad_share=0))
+    frame = block.table.to_pandas()
+
+    def refuse(reason: str, name: str, bad: pd.Series) -> None:
+        rows, where = bad.to_numpy(), block.where(name)
+        block.findings.check(reason, rows, where=where, first_row=0, cure=cure)
+
     for name in (*_IDS, *_NUMBERS):
         number = pd.to_numeric(frame[name], errors="coerce")
-        bad = (number.isna() | (number % 1 != 0) | (number < 0)).to_numpy()
-        if bad.any():
-            raise InputError(
-                f"{file}: column {name!r}: {int(bad.sum())} values are no whole numbers "
-                f"({reading.rows(bad)}); download the file again"
-            )
+        refuse("no_whole_number", name, number.isna() | (number % 1 != 0) | (number < 0))
         frame[name] = number.astype(np.int64)
-    foreign = ~frame["readmitted"].isin(["NO", ">30", "<30"]).to_numpy()
-    if foreign.any():
-        raise InputError(
-            f"{file}: column 'readmitted': {int(foreign.sum())} values are none of NO, >30, <30 "
-            f"({reading.rows(foreign)}); download the file again"
-        )
-    twice = frame["encounter_id"].duplicated().to_numpy()
-    if twice.any():
-        raise InputError(
-            f"{file}: column 'encounter_id': {int(twice.sum())} encounters are there twice "
-            f"({reading.rows(twice)}); was the file joined to itself? Download it again"
-        )
+    refuse("none_of_NO_>30_<30", "readmitted", ~frame["readmitted"].isin(["NO", ">30", "<30"]))
+    refuse("there_twice", "encounter_id", frame["encounter_id"].duplicated())
+    frame[ROW] = np.arange(len(frame))
     frame = frame.sort_values(["patient_nbr", "encounter_id"], ignore_index=True)
     ordinal = 2 * (frame.groupby("patient_nbr").cumcount().to_numpy() + 1)
     return frame.assign(
@@ -183,57 +188,59 @@ def _encounters(delimited: reading.Delimited) -> pd.DataFrame:
     )
 
 
-def _static(frame: pd.DataFrame, set_aside: dict[str, int]) -> pa.Table:
+def _static(frame: pd.DataFrame, findings: Findings) -> Iterator[pa.Table]:
     """Sex and race of each subject, as the first encounter that states them has it."""
-    parts = []
     sex = frame["gender"].map({"Female": "F", "Male": "M"})
     for prefix, values in ((SEX, sex), ("RACE", frame["race"])):
         said = frame[["patient_nbr"]].assign(code=f"{prefix}//" + values).dropna()
         first = said.drop_duplicates("patient_nbr")
-        if others := len(said.drop_duplicates()) - len(first):
-            set_aside[f"other_{prefix.lower()}_of_a_subject"] = others
-        columns = {SUBJECT_ID: pa.array(first["patient_nbr"]), CODE: pa.array(first["code"])}
-        parts.append(reading.as_events(columns))
-    return pa.concat_tables(parts)
+        others = len(said.drop_duplicates()) - len(first)
+        findings.note(f"other_{prefix.lower()}_of_a_subject", others, ENCOUNTERS)
+        codes = pa.array(first["code"], pa.string())
+        yield pa.table({SUBJECT_ID: first["patient_nbr"], CODE: codes})
 
 
-def _of_encounters(frame: pd.DataFrame) -> list[pa.Table]:
-    """The events of all stays, a table per column, in their order within a moment."""
+def _of_encounters(frame: pd.DataFrame) -> pa.Table:
+    """The events of all stays; those of a moment are in the order of the columns below."""
     band = frame["age"].str.extract(r"(\d+)-(\d+)").astype(float)
-    tables = [_events(frame, "admitted", "AGE//" + frame["age"], band.mean(axis=1))]
+    said: list[tuple[str, pd.Series, Any]] = [
+        ("admitted", "AGE//" + frame["age"], band.mean(axis=1))
+    ]
     for column, prefix in AT_ADMISSION.items():
-        tables.append(_events(frame, "admitted", f"{prefix}//" + frame[column]))
+        said.append(("admitted", f"{prefix}//" + frame[column], None))
     for column, prefix in PRIOR_YEAR.items():
-        codes = _binned(frame[column], prefix, (0, 1, 2, 3))
-        tables.append(_events(frame, "admitted", codes, frame[column]))
-    for column in DIAGNOSES:
-        tables.append(_events(frame, "discharged", "ICD9CM/" + frame[column]))
+        said.append(("admitted", _binned(frame[column], prefix, (0, 1, 2, 3)), frame[column]))
+    for column in DIAGNOSES:  # by priority
+        said.append(("discharged", "ICD9CM/" + frame[column].str.strip(), None))
     for drug in DRUGS:
         given = frame[drug].where(frame[drug] != "No")
-        tables.append(_events(frame, "discharged", f"DRUG//{drug}//" + given))
+        said.append(("discharged", f"DRUG//{drug}//" + given, None))
     for column, prefix in AT_DISCHARGE.items():
         stated = frame[column].where(frame[column] != "No")
-        tables.append(_events(frame, "discharged", f"{prefix}//" + stated))
+        said.append(("discharged", f"{prefix}//" + stated, None))
     for column, (prefix, lower_ends) in COUNTS.items():
-        codes = _binned(frame[column], prefix, lower_ends)
-        tables.append(_events(frame, "discharged", codes, frame[column]))
-    return tables
+        said.append(("discharged", _binned(frame[column], prefix, lower_ends), frame[column]))
+    return pa.concat_tables(
+        _events(frame, moment, codes, values, rank=rank)
+        for rank, (moment, codes, values) in enumerate(said)
+    )
 
 
 def _events(
-    frame: pd.DataFrame, moment: str, codes: pd.Series, values: pd.Series | None = None
+    frame: pd.DataFrame, moment: str, codes: pd.Series, values: pd.Series | None, *, rank: int
 ) -> pa.Table:
     there = codes.notna()
     kept = frame[there]
+    number = pd.Series(np.nan, kept.index) if values is None else values[there]
     columns = {
-        SUBJECT_ID: pa.array(kept["patient_nbr"]),
-        TIME: pa.array(kept[moment]),
-        CODE: canonical(pa.array(codes[there], pa.string())),
-        VISIT_ID: pa.array(kept["encounter_id"]),
+        SUBJECT_ID: kept["patient_nbr"],
+        TIME: kept[moment],
+        CODE: pa.array(codes[there], pa.string()),
+        NUMERIC_VALUE: pa.array(number.astype(np.float32), from_pandas=True),
+        VISIT_ID: kept["encounter_id"],
+        RANK: pa.array([rank] * len(kept), pa.int16()),
     }
-    if values is not None:
-        columns[NUMERIC_VALUE] = pa.array(values[there].astype(np.float32), from_pandas=True)
-    return reading.as_events(columns)
+    return pa.table(columns)
 
 
 def _binned(counts: pd.Series, prefix: str, lower_ends: tuple[int, ...]) -> pd.Series:
@@ -255,12 +262,18 @@ def _visits(frame: pd.DataFrame) -> pa.Table:
         "end": frame["discharged"],
         "kind": ["inpatient"] * len(frame),
         "length_of_stay": frame["time_in_hospital"].astype(np.float32),
+        ROW: frame[ROW],
     }
-    return pa.table(columns, schema=VISITS)
+    return pa.table(columns, schema=STATED_VISITS)
+
+
+def _asked(frame: pd.DataFrame) -> pd.Series:
+    """Who can be readmitted."""
+    return ~frame["discharge_disposition_id"].isin(DEATH_OR_HOSPICE)
 
 
 def _labels(frame: pd.DataFrame, outcome: pd.Series) -> pa.Table:
-    asked = ~frame["discharge_disposition_id"].isin(DEATH_OR_HOSPICE)
+    asked = _asked(frame)
     columns = {
         SUBJECT_ID: frame["patient_nbr"][asked],
         PREDICTION_TIME: frame["discharged"][asked],
@@ -280,4 +293,4 @@ def _codes(titles: str | None) -> pa.Table | None:
             prefix = (AT_ADMISSION | AT_DISCHARGE).get(name)
         elif prefix and name and title.strip() not in ("", "NULL"):
             found[f"{prefix}//{name}"] = title.strip(" .")
-    return pa.table([list(found), list(found.values())], schema=CODES)
+    return pa.table([list(found), list(found.values()), [None] * len(found)], schema=CODES)

@@ -3,34 +3,34 @@
 from __future__ import annotations
 
 import json
-import logging
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from medbert.data.codes import canonical
 from medbert.data.sources import reading
-from medbert.data.visits import ADMISSION, DISCHARGE, from_events, known_at_discharge, row_name
+from medbert.data.sources.columns import Block, complete, pick
+from medbert.data.sources.visit_codes import ADMISSION, DISCHARGE, VisitCodes
 from medbert.schema import (
     CODE,
     CODES,
     DATES,
     NUMERIC_VALUE,
+    PARENTS,
+    ROW,
     SPLITS,
     SUBJECT_ID,
     SUBJECT_SPLITS,
-    TEXT_VALUE,
     TIME,
     VISIT_ID,
+    Findings,
     InputError,
+    Piece,
     Records,
 )
-
-logger = logging.getLogger(__name__)
 
 VISIT_COLUMNS = (VISIT_ID, "hadm_id", "visit_occurrence_id")
 _CURE = "Write it as MEDS 0.4 names it; the visit's column is source.visit_column"
@@ -38,152 +38,110 @@ _CURE = "Write it as MEDS 0.4 names it; the visit's column is source.visit_colum
 
 @dataclass(frozen=True)
 class Meds:
-    """A MEDS folder; visits are rebuilt from its visit column and admission and discharge codes.
+    """A MEDS folder; its visits are what its visit column and its codes say of them.
+
+    Admission and discharge codes in a visit state its start and its end and make it inpatient;
+    ``VISIT//INPATIENT``, ``VISIT//EMERGENCY`` and ``VISIT//OUTPATIENT`` state the kind, and an
+    outpatient visit lasts 0 days.
 
     Args:
         path: the folder that holds ``data/`` and ``metadata/``.
         admission, discharge: regular expressions of the codes that open and close a stay.
         visit_column: the column that names the visit; null: the first of visit_id, hadm_id and
             visit_occurrence_id in the data, and without any there are no visits.
-        max_bad_share: share of stays that may end before they start.
     """
 
     path: str
     admission: str = ADMISSION
     discharge: str = DISCHARGE
     visit_column: str | None = None
-    max_bad_share: float = 0.01
 
     def read(self) -> Records:
-        folder = reading.existing(self.path)
-        shards = sorted((folder / "data").glob("**/*.parquet"))
-        if not shards:
+        folder = reading.existing(self.path).absolute()
+        VisitCodes(admission=self.admission, discharge=self.discharge)  # refuses what is no pattern
+        files = sorted((folder / "data").glob("**/*.parquet"))
+        if not files:
             raise InputError(
                 f"{folder}: no data/**/*.parquet in it; source.path is the MEDS folder itself, "
                 "the one that holds data/ and metadata/"
             )
-        tables = [self._shard(shard) for shard in shards]
-        _check_subjects(tables, shards)
-        starts = np.cumsum([0, *(table.num_rows for table in tables)])
-
-        def locate(row: int) -> str:
-            shard = int(np.searchsorted(starts, row, side="right")) - 1
-            return f"{shards[shard].relative_to(folder)} {row_name(row - int(starts[shard]))}"
-
-        events = pa.concat_tables(tables)
-        visits, set_aside = from_events(
-            events,
-            file=str(folder),
-            admission=self.admission,
-            discharge=self.discharge,
-            max_bad_share=self.max_bad_share,
-            locate=locate,
+        truth = folder / "truth" / "truth.parquet"
+        return Records(
+            [Shard(file.relative_to(folder).as_posix(), file, self) for file in files],
+            _metadata(folder),
+            codes=_codes(folder / "metadata" / "codes.parquet"),
+            splits=_splits(folder / "metadata" / "subject_splits.parquet"),
+            one_file_each=True,
+            files={truth.name: str(truth)} if truth.exists() else {},
         )
-        coded = pc.is_valid(events[CODE])
-        if uncoded := events.num_rows - pc.sum(coded).as_py():
-            set_aside["no_code"] = uncoded
-            events = events.filter(coded)
-        if not events.num_rows:
-            raise InputError(f"{folder}: no events in its {len(shards)} files; is it complete?")
-        events, moved = known_at_discharge(events, visits)
-        if set_aside:
-            logger.warning("%s: set aside %s", folder, set_aside)
-        metadata = _metadata(folder) | {"set_aside": set_aside, "moved_to_discharge": moved}
-        return Records(events, visits, metadata, codes=_codes(folder), splits=_splits(folder))
 
-    def _shard(self, shard: Path) -> pa.Table:
-        found = reading.parquet_names(shard)
-        wanted = {name: name for name in (SUBJECT_ID, TIME, CODE)}
-        wanted |= {name: name for name in (NUMERIC_VALUE, TEXT_VALUE) if name in found}
-        visit = self.visit_column or next((name for name in VISIT_COLUMNS if name in found), None)
-        if visit is not None:
+
+@dataclass(frozen=True)
+class Shard(reading.FilePart):
+    """A `Part`: one file of the folder."""
+
+    source: Meds
+
+    def pieces(self, findings: Findings) -> Iterator[Piece]:
+        file = reading.open_file(self.path, file=self.name, dictionary=(CODE,))
+        found = file.names()
+        wanted = {name: name for name in (SUBJECT_ID, TIME, CODE, NUMERIC_VALUE)}
+        visit = self.source.visit_column
+        if visit := visit or next((name for name in VISIT_COLUMNS if name in found), None):
             wanted[VISIT_ID] = visit
-        table = reading.read_parquet(
-            shard, reading.pick(found, wanted, file=str(shard), cure=_CURE)
-        )
-        columns = {name: table[name] for name in table.column_names}
-        columns[SUBJECT_ID] = _subjects(table, file=str(shard))
-        columns[TIME] = reading.times(table[TIME], file=str(shard), name=TIME)
-        columns[CODE] = canonical(reading.text(table[CODE]))
-        if NUMERIC_VALUE in columns:
-            columns[NUMERIC_VALUE], _ = reading.numbers(table[NUMERIC_VALUE])
-        if VISIT_ID in columns:
-            columns[VISIT_ID] = _visit_ids(table[VISIT_ID], file=str(shard), name=str(visit))
-        return reading.as_events(columns)
+        picked = pick(found, wanted, file=self.name, cure=_CURE, optional={NUMERIC_VALUE})
+        codes = VisitCodes(admission=self.source.admission, discharge=self.source.discharge)
+        for block in file.blocks(picked, findings):
+            columns = {SUBJECT_ID: block.subjects(), TIME: block.times(TIME)}
+            columns |= {CODE: block.codes(), ROW: block.rows()}
+            if NUMERIC_VALUE in block:
+                columns[NUMERIC_VALUE] = block.numbers(NUMERIC_VALUE)
+            if VISIT_ID in block:
+                columns[VISIT_ID] = block.identifiers(VISIT_ID)
+            events = pa.table(columns)
+            if columns[TIME].null_count > block.table[TIME].null_count:  # no date is not: static
+                static = pc.is_null(block.text(TIME))
+                events = events.filter(pc.or_(static, pc.is_valid(columns[TIME])))
+            events = complete(events)
+            visits = codes.visits(events) if VISIT_ID in block else None
+            yield Piece(events, visits, block.names())
 
 
-def _subjects(table: pa.Table, *, file: str) -> pa.ChunkedArray:
-    ids, own = reading.required_ids(table[SUBJECT_ID], file=file, name=SUBJECT_ID)
-    if not own:
-        raise InputError(
-            f"{file}: column {SUBJECT_ID!r}: not whole numbers, as MEDS asks for; write the ids "
-            "as int64, the same in data/ and metadata/"
-        )
-    return ids
-
-
-def _visit_ids(column: pa.ChunkedArray, *, file: str, name: str) -> pa.ChunkedArray:
-    ids, own = reading.identifiers(column)
-    if not own:
-        raise InputError(
-            f"{file}: column {name!r}: not whole numbers; write the visits as int64, or name "
-            "another column in source.visit_column"
-        )
-    return ids
-
-
-def _check_subjects(tables: list[pa.Table], shards: list[Path]) -> None:
-    distinct = [table[SUBJECT_ID].unique().to_numpy() for table in tables]
-    owners = np.repeat(np.arange(len(shards)), [len(ids) for ids in distinct])
-    order = np.argsort(np.concatenate(distinct), kind="stable")
-    subjects = np.concatenate(distinct)[order]
-    twice = np.flatnonzero(subjects[1:] == subjects[:-1])
-    if len(twice):
-        first, second = owners[order[twice[0] : twice[0] + 2]]
-        raise InputError(
-            f"{len(np.unique(subjects[twice]))} subjects are in more than one file (so in "
-            f"{shards[first]} and {shards[second]}); MEDS keeps a subject's events in a single "
-            "shard: write the shards again by subject, and look for a copied file"
-        )
-
-
-def _codes(folder: Path) -> pa.Table | None:
-    path = folder / "metadata" / "codes.parquet"
+def _codes(path: Path) -> pa.Table | None:
     if not path.exists():
         return None
-    wanted = {name: name for name in CODES.names}
-    picked = reading.pick(reading.parquet_names(path), wanted, file=str(path), cure=_CURE)
-    table = reading.read_parquet(path, picked)
-    frame = pa.table(
-        {
-            CODE: canonical(reading.text(table[CODE])),
-            "description": reading.text(table["description"]),
-        }
-    ).to_pandas()
+    block = _whole(path, CODES.names, optional={PARENTS})
+    frame = pa.table({CODE: block.text(CODE), "description": block.text("description")}).to_pandas()
+    frame[PARENTS] = block.table[PARENTS].to_pylist() if PARENTS in block else None
     frame = frame.dropna(subset=[CODE]).groupby(CODE, as_index=False).first()
     return pa.Table.from_pandas(frame, CODES, preserve_index=False).replace_schema_metadata(None)
 
 
-def _splits(folder: Path) -> pa.Table | None:
-    path = folder / "metadata" / "subject_splits.parquet"
+def _splits(path: Path) -> pa.Table | None:
     if not path.exists():
         return None
-    wanted = {name: name for name in SUBJECT_SPLITS.names}
-    picked = reading.pick(reading.parquet_names(path), wanted, file=str(path), cure=_CURE)
-    table = reading.read_parquet(path, picked)
-    subjects, split = _subjects(table, file=str(path)), reading.text(table["split"])
+    block = _whole(path, SUBJECT_SPLITS.names)
+    subjects, split = block.subjects(), block.text("split")
     if twice := len(subjects) - len(subjects.unique()):
         raise InputError(
             f"{path}: column {SUBJECT_ID!r}: {twice} rows repeat a subject; a subject has one "
             "split: remove the others"
         )
-    unknown = ~pc.is_in(split, pa.array(SPLITS)).to_numpy()
-    if unknown.any():
-        raise InputError(
-            f"{path}: column 'split': {int(unknown.sum())} rows ({reading.rows(unknown)}) are "
-            f"none of {', '.join(SPLITS)}; rename them so, or remove the file to split anew"
-        )
+    block.findings.check(
+        "unknown_split",
+        pc.invert(pc.is_in(split, pa.array(SPLITS))).to_numpy(),
+        where=block.where("split"),
+        first_row=0,
+        cure=f"Rename them to {', '.join(SPLITS)}, or remove the file to split anew",
+    )
     return pa.table([subjects, split], schema=SUBJECT_SPLITS)
+
+
+def _whole(path: Path, names: list[str], *, optional: Collection[str] = ()) -> Block:
+    file = reading.open_file(path)
+    wanted = {name: name for name in names}
+    picked = pick(file.names(), wanted, file=str(path), cure=_CURE, optional=optional)
+    return reading.whole(file, picked, Findings(max_bad_share=0))
 
 
 def _metadata(folder: Path) -> dict[str, Any]:
@@ -196,7 +154,4 @@ def _metadata(folder: Path) -> dict[str, Any]:
         except (ValueError, AttributeError) as error:
             raise InputError(f"{path}: not a JSON object ({error}); mend or remove it") from error
         metadata["dataset"] = stated
-    truth = folder / "truth" / "truth.parquet"
-    if truth.exists():
-        metadata["truth"] = str(truth)
     return metadata

@@ -1,29 +1,27 @@
-"""The door of the sources: files opened, columns found, values cast, or an InputError.
-
-Messages give file, column and row, never a value from a record: it may identify a person.
-"""
+"""Files opened and read in blocks, so that none has to fit into memory; damage is an InputError."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from medbert.data.visits import row_name
-from medbert.schema import EVENTS, SUBJECT_ID, InputError
+from medbert.data.sources.columns import Block
+from medbert.schema import Findings, InputError, Piece
 
-_TIME = pa.timestamp("us")
+_BLOCK_BYTES, _BLOCK_ROWS = 1 << 25, 1 << 20
+_TABLE = re.compile(r"[^._].*\.(parquet|(csv|tsv)(\.(gz|bz2|zst))?)", re.IGNORECASE)
+_COMPRESSION = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+MISSING = ("", "NULL", "NA", "NaN", "NaT", "\\N")
 
 
 def existing(path: str | Path) -> Path:
@@ -33,36 +31,22 @@ def existing(path: str | Path) -> Path:
     return found
 
 
-def pick(
-    found: Sequence[str], wanted: Mapping[str, str], *, file: str, cure: str
-) -> dict[str, str]:
-    """Our column names -> the file's own, found exactly or else whatever the case.
+def stamp(path: Path) -> str:
+    """Changes when the file does."""
+    status = path.stat()
+    return f"{status.st_size} {status.st_mtime_ns}"
 
-    Raises:
-        InputError: a column is missing or there twice.
-    """
-    picked, missing = {}, []
-    for ours, theirs in wanted.items():
-        folded = theirs.strip().casefold()
-        alike = [name for name in found if name == theirs]
-        alike = alike or [name for name in found if name.strip().casefold() == folded]
-        if len(alike) > 1:
-            raise InputError(
-                f"{file}: column {theirs!r} is there {len(alike)} times; rename all but one"
-            )
-        if alike:
-            picked[ours] = alike[0]
-        else:
-            missing.append(theirs)
-    if not missing:
-        return picked
-    lacking = f"{file}: no column {', '.join(map(repr, missing))}"
-    if not picked:  # the first line may hold a patient, not names: do not show it
-        raise InputError(
-            f"{lacking}; none of the columns asked for is among the {len(found)} of its first "
-            f"line. Is it the right file, with a header line and the right separator? {cure}"
-        )
-    raise InputError(f"{lacking}; found {', '.join(found)}. {cure}")
+
+@dataclass(frozen=True)
+class FilePart:
+    """What all `Part`s of one file have."""
+
+    name: str
+    path: Path
+
+    @property
+    def stamp(self) -> str:
+        return stamp(self.path)
 
 
 @dataclass(frozen=True)
@@ -74,36 +58,44 @@ class Delimited:
     separator: str = ","
     encoding: str = "utf-8"
     missing: Sequence[str] = ("",)
+    quoted: bool = True  # false: a quotation mark is a character like others
 
     def names(self) -> list[str]:
         """The fields of the first line."""
         try:
-            with self._open() as stream, io.TextIOWrapper(stream, self._codec) as text:
-                return next(csv.reader(text, delimiter=self.separator), [])
+            with self._open() as stream, io.TextIOWrapper(stream, self._codec, "replace") as text:
+                names = next(csv.reader(text, delimiter=self.separator), [])
+            if "\ufffd" in "".join(names):  # of later lines, whose columns are known, blocks tells
+                raise UnicodeError
+            return names
         except (OSError, UnicodeError, LookupError, csv.Error) as error:
             raise self._unreadable(error) from None
 
-    def read(self, picked: Mapping[str, str]) -> pa.Table:
+    def blocks(self, picked: Mapping[str, str], findings: Findings) -> Iterator[Block]:
         """The picked columns under our names; ``missing`` values are null."""
         columns = list(dict.fromkeys(picked.values()))
+        row = 0
         try:
             with self._open() as stream:
-                table = pa.csv.read_csv(
-                    stream,
-                    read_options=pa.csv.ReadOptions(encoding=self.encoding),
-                    parse_options=self._parsing(),
-                    convert_options=pa.csv.ConvertOptions(
-                        include_columns=columns,
-                        column_types=dict.fromkeys(columns, pa.string()),
-                        strings_can_be_null=True,
-                        null_values=list(self.missing),
-                    ),
+                convert = pa.csv.ConvertOptions(
+                    include_columns=columns,
+                    column_types=dict.fromkeys(columns, pa.string()),
+                    strings_can_be_null=True,
+                    null_values=list(self.missing),
                 )
+                read = pa.csv.ReadOptions(encoding=self.encoding, block_size=_BLOCK_BYTES)
+                for batch in pa.csv.open_csv(
+                    stream,
+                    read_options=read,
+                    parse_options=self._parsing(),
+                    convert_options=convert,
+                ):
+                    found = {ours: batch[theirs] for ours, theirs in picked.items()}
+                    yield Block(pa.table(found), self.file, row, picked, findings)
+                    row += batch.num_rows
         except (pa.ArrowInvalid, OSError, UnicodeError, LookupError) as error:
             raise self._unreadable(error) from None  # Arrow quotes the line, which may identify
-        if not table.num_rows:
-            raise InputError(f"{self.file}: no rows below the header; is the export complete?")
-        return pa.table({ours: table[theirs] for ours, theirs in picked.items()})
+        findings.settle()
 
     @property
     def _codec(self) -> str:
@@ -112,187 +104,170 @@ class Delimited:
     def _open(self) -> pa.NativeFile:
         if isinstance(self.source, bytes):
             return pa.BufferReader(self.source)
-        return pa.input_stream(str(self.source), compression="detect")
+        packed = _COMPRESSION.get(self.source.suffix.lower())  # Arrow's own detection minds case
+        return pa.input_stream(str(self.source), compression=packed)
 
     def _parsing(self, **more: Any) -> pa.csv.ParseOptions:
-        return pa.csv.ParseOptions(delimiter=self.separator, newlines_in_values=True, **more)
+        quote = '"' if self.quoted else False
+        return pa.csv.ParseOptions(
+            delimiter=self.separator, quote_char=quote, newlines_in_values=self.quoted, **more
+        )
 
     def _unreadable(self, error: Exception) -> InputError:
         if isinstance(error, LookupError):
             return InputError(f"{self.file}: no encoding is called {self.encoding!r}")
         try:
-            with self._open() as stream:
-                content = stream.read()
+            line = self._undecoded()
         except OSError:
             return InputError(
                 f"{self.file}: the compressed file is truncated or not what its ending says; "
                 "copy it again"
             )
-        line, ragged = self._undecoded(content), self._ragged(content)
         if isinstance(error, UnicodeError) or line:
             return InputError(
                 f"{self.file}: {line or 'it'} is not {self.encoding}; set source.encoding to the "
                 "file's own (latin-1 and cp1252 are common)"
             )
+        ragged = self._ragged()
         if not ragged:
             kind = type(error).__name__
             return InputError(f"{self.file}: is empty or no delimited text ({kind}); export again")
         first = ragged[0]
         return InputError(
-            f"{self.file}: {row_name(first.number - 2)} has {first.actual_columns} columns, the "
+            f"{self.file}: row {first.number - 1} has {first.actual_columns} columns, the "
             f"header {first.expected_columns} ({len(ragged)} such rows); the file is truncated, "
             f"or a field holds an unquoted {self.separator!r}: export it again"
         )
 
-    def _undecoded(self, content: bytes) -> str | None:
-        if self._codec != "utf-8-sig":  # other encodings may not even end a line in one byte
-            return None
-        for number, line in enumerate(content.split(b"\n")):
-            try:
-                line.decode()
-            except UnicodeDecodeError:
-                return f"line {number + 1}"
+    def _undecoded(self) -> str | None:
+        """Reads the whole file; the first place that is no UTF-8, where that was expected."""
+        header = b""
+        with self._open() as stream:
+            for number, line in enumerate(io.BufferedReader(stream)):
+                if self._codec != "utf-8-sig":  # others may not even end a line in one byte
+                    continue
+                header = header or line
+                try:
+                    line.decode()
+                except UnicodeDecodeError as error:
+                    if not number:
+                        return "line 1 (the header)"
+                    fields = self._fields(line[: error.start])
+                    name = self._fields(header)[len(fields) - 1 : len(fields)] or ["?"]
+                    return f"line {number + 1} (row {number}), column {name[0]!r}"
         return None
 
-    def _ragged(self, content: bytes) -> list[pa.csv.InvalidRow]:
+    def _fields(self, line: bytes) -> list[str]:
+        text = line.decode("utf-8-sig", errors="replace")
+        return next(csv.reader([text], delimiter=self.separator), []) or [""]
+
+    def _ragged(self) -> list[pa.csv.InvalidRow]:
         found: list[pa.csv.InvalidRow] = []
 
         def note(row: pa.csv.InvalidRow) -> str:
             found.append(row)
             return "skip"
 
-        with contextlib.suppress(pa.ArrowInvalid, UnicodeError):
+        with contextlib.suppress(pa.ArrowInvalid, UnicodeError), self._open() as stream:
             pa.csv.read_csv(
-                io.BytesIO(content),
+                stream,
                 read_options=pa.csv.ReadOptions(encoding=self.encoding, use_threads=False),
                 parse_options=self._parsing(invalid_row_handler=note),
             )
         return found
 
 
-def parquet_names(path: Path) -> list[str]:
-    with _parquet(path):
-        return list(pq.read_schema(path).names)
+@dataclass(frozen=True)
+class Parquet:
+    """A Parquet file; ``dictionary`` columns come dictionary-encoded, which is much faster."""
+
+    source: Path
+    file: str
+    dictionary: Sequence[str] = ()
+
+    def names(self) -> list[str]:
+        with self._errors():
+            return list(pq.read_schema(self.source).names)
+
+    def blocks(self, picked: Mapping[str, str], findings: Findings) -> Iterator[Block]:
+        """The picked columns under our names, as they are stored."""
+        columns = list(dict.fromkeys(picked.values()))
+        coded = [picked[name] for name in self.dictionary if name in picked]
+        row = 0
+        with self._errors(), pq.ParquetFile(self.source, read_dictionary=coded) as file:
+            for batch in file.iter_batches(batch_size=_BLOCK_ROWS, columns=columns):
+                found = {ours: batch[theirs] for ours, theirs in picked.items()}
+                yield Block(pa.table(found), self.file, row, picked, findings)
+                row += batch.num_rows
+        findings.settle()
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (pa.ArrowInvalid, OSError) as error:
+            raise InputError(
+                f"{self.file}: cannot be read as Parquet ({type(error).__name__}); it is "
+                "truncated or another format: copy or export it again"
+            ) from None
 
 
-def read_parquet(path: Path, picked: Mapping[str, str]) -> pa.Table:
-    """The picked columns under our names, as they are stored."""
-    with _parquet(path):
-        table = pq.ParquetFile(path).read(columns=list(dict.fromkeys(picked.values())))
-    return pa.table({ours: table[theirs] for ours, theirs in picked.items()})
-
-
-def rows(selected: np.ndarray) -> str:
-    """The first of the selected rows (a mask) in words.
-
-    >>> rows(np.array([False, True, True]))
-    'row 2, row 3'
-    """
-    found = np.flatnonzero(selected)
-    more = f" and {len(found) - 5} more" if len(found) > 5 else ""
-    return ", ".join(map(row_name, found[:5].tolist())) + more
-
-
-def text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A column as trimmed strings; null where nothing is left."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    trimmed = pc.utf8_trim_whitespace(column.cast(pa.string()))
-    return pc.if_else(pc.equal(trimmed, ""), pa.scalar(None, pa.string()), trimmed)
-
-
-def identifiers(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, bool]:
-    """Ids as int64, and whether they are the file's own.
-
-    Whole numbers stay as they are (``7.0``, pandas' way with gaps, is 7). If any id is not one,
-    or two would become one (``7`` and ``007``), the ids become 1, 2, ... in their sorted order.
-    """
-    words = pc.replace_substring_regex(text(column), r"^(-?\d+)\.0+$", r"\1")
-    try:
-        ids = words.cast(pa.int64())
-    except pa.ArrowInvalid:
-        pass
-    else:
-        if pc.count_distinct(ids).as_py() == pc.count_distinct(words).as_py():
-            return ids, True
-    distinct = np.sort(words.drop_null().unique().to_numpy(zero_copy_only=False).astype(str))
-    places = pc.index_in(words, pa.array(distinct, pa.string()))
-    return pc.add(places.cast(pa.int64()), 1), False
-
-
-def required_ids(column: pa.ChunkedArray, *, file: str, name: str) -> tuple[pa.ChunkedArray, bool]:
-    """``identifiers`` of a column in which none may be missing."""
-    ids, own = identifiers(column)
-    if ids.null_count:
+def open_file(
+    path: Path,
+    *,
+    file: str | None = None,
+    dictionary: Sequence[str] = (),
+    separator: str | None = None,
+    encoding: str = "utf-8",
+    missing: Sequence[str] = MISSING,
+) -> Delimited | Parquet:
+    """A Parquet file or a delimited one by its ending; by default a tab separates a .tsv."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes[-1:] == [".parquet"]:
+        return Parquet(path, file or str(path), dictionary)
+    separator = separator or ("\t" if ".tsv" in suffixes else ",")
+    if len(separator) != 1:
         raise InputError(
-            f"{file}: column {name!r}: {ids.null_count} of {len(ids)} rows have no id "
-            f"({rows(pc.is_null(ids).to_numpy())}); every row must say whose it is: "
-            "complete or remove them"
+            f"{path}: a separator is one character, not {separator!r}; set source.separator"
         )
-    return ids, own
+    return Delimited(path, file or str(path), separator, encoding, missing)
 
 
-def times(
-    column: pa.ChunkedArray, *, file: str, name: str, time_format: str | None = None
-) -> pa.ChunkedArray:
-    """A column as timestamp[us]; times with a zone become UTC.
-
-    Text must follow ``time_format`` (strptime's), or ISO 8601 where none is given.
-    """
-    if pa.types.is_temporal(column.type):
-        return column.cast(_TIME, safe=False)
-    words = text(column)
-    try:
-        parsed = pd.to_datetime(
-            words.to_pandas(), format=time_format or "ISO8601", errors="coerce", utc=True
-        )
-    except ValueError as error:
-        raise InputError(f"time_format {time_format!r}: {error}") from error
-    found = parsed.dt.tz_localize(None).to_numpy("datetime64[us]")
-    bad = np.isnat(found) & pc.is_valid(words).to_numpy()
-    if bad.any():
-        form = f"in format {time_format!r}" if time_format else "in ISO 8601 (2019-03-31)"
-        raise InputError(
-            f"{file}: column {name!r}: {rows(bad)}: not a date {form}; {int(bad.sum())} of "
-            f"{len(bad)} rows. Set source.time_format to the file's own, such as '%d.%m.%Y', and "
-            "mend or empty what is no date"
-        )
-    return pa.chunked_array([pa.array(found, _TIME)])
+def data_files(place: Path) -> list[Path]:
+    """The delimited and Parquet files below a folder; or the file itself, if it is one."""
+    inside = sorted(place.rglob("*")) if place.is_dir() else [place]
+    return [path for path in inside if _TABLE.fullmatch(path.name) and path.is_file()]
 
 
-def numbers(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, int]:
-    """A column as float32, null where not finite; and how many texts in it are no number."""
-    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
-        found, unread = column.cast(pa.float64(), safe=False), 0
-    else:
-        words = text(column)
-        parsed = pd.to_numeric(words.to_pandas(), errors="coerce").to_numpy(np.float64)
-        unread = int(np.sum(np.isnan(parsed) & pc.is_valid(words).to_numpy()))
-        found = pa.chunked_array([pa.array(parsed)])
-    single = found.cast(pa.float32())
-    return pc.if_else(pc.is_finite(single), single, pa.scalar(None, pa.float32())), unread
+def tables(folder: Path) -> dict[str, Path]:
+    """The delimited and Parquet files of a folder by name, lower-case and without endings."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: not a folder; source.path is the one that holds the tables")
+    found: dict[str, Path] = {}
+    for path in sorted(p for p in folder.iterdir() if _TABLE.fullmatch(p.name)):
+        name = path.name.lower().partition(".")[0]
+        if name in found:
+            raise InputError(
+                f"{folder}: {found[name].name} and {path.name} are the same table; remove one"
+            )
+        found[name] = path
+    return found
 
 
-def as_events(columns: Mapping[str, pa.Array | pa.ChunkedArray]) -> pa.Table:
-    """EVENTS of the columns given; the others are null."""
-    length = len(columns[SUBJECT_ID])
-    return pa.table(
-        [
-            columns[field.name].cast(field.type)
-            if field.name in columns
-            else pa.nulls(length, field.type)
-            for field in EVENTS
-        ],
-        schema=EVENTS,
-    )
+def whole(file: Delimited | Parquet, picked: Mapping[str, str], findings: Findings) -> Block:
+    """All rows of a small file."""
+    blocks = [block.table for block in file.blocks(picked, findings)]
+    blocks = blocks or [pa.table({name: pa.nulls(0) for name in picked})]
+    return Block(pa.concat_tables(blocks), file.file, 0, picked, findings)
 
 
-@contextlib.contextmanager
-def _parquet(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(
-            f"{path}: cannot be read as Parquet ({type(error).__name__}); it is truncated or "
-            "another format: copy or export it again"
-        ) from None
+@dataclass(frozen=True)
+class InMemory:
+    """A `Part` of tables that are already there."""
+
+    name: str
+    piece: Piece
+    stamp: str = ""
+
+    def pieces(self, findings: Findings) -> Iterator[Piece]:
+        yield self.piece

@@ -19,18 +19,14 @@ from medbert.schema import SUBJECT_ID, VISIT_ID
 
 def write(simulation: Simulation, folder: Path) -> None:
     """A MEDS 0.4 dataset with our visit_id column, and the truth beside it, under ``folder``."""
-    records, truth = simulation
+    events, codes, metadata = simulation.events, simulation.codes, simulation.metadata
     for name in ("data", "metadata", "truth"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    subjects = records.events[SUBJECT_ID].to_numpy()
-    edges = np.searchsorted(subjects, np.arange(1, truth.num_rows + CHUNK + 1, CHUNK))
+    subjects = events[SUBJECT_ID].to_numpy()
+    edges = np.searchsorted(subjects, np.arange(1, simulation.truth.num_rows + CHUNK + 1, CHUNK))
     for shard, (first, last) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
-        _parquet(records.events.slice(first, last - first), folder / "data" / f"{shard}.parquet")
-    assert records.codes is not None
-    parents = pa.nulls(records.codes.num_rows, pa.list_(pa.string()))
-    codes = records.codes.append_column("parent_codes", parents)
+        _parquet(events.slice(first, last - first), folder / "data" / f"{shard}.parquet")
     _parquet(codes, folder / "metadata" / "codes.parquet")
-    metadata = records.metadata
     dataset = {
         "dataset_name": metadata["name"],
         "etl_name": "medbert synthesize",
@@ -40,12 +36,12 @@ def write(simulation: Simulation, folder: Path) -> None:
     }
     text = json.dumps(dataset, indent=2) + "\n"
     (folder / "metadata" / "dataset.json").write_text(text, encoding="utf-8")
-    _parquet(truth, folder / "truth" / "truth.parquet")
+    _parquet(simulation.truth, folder / "truth" / "truth.parquet")
 
 
 def write_flat(simulation: Simulation, path: Path) -> None:
     """One row per coded event of a visit, as hospital exports are; gzipped if named ``.gz``."""
-    (events, visits, *_), truth = simulation
+    events, visits, truth = simulation.events, simulation.visits, simulation.truth
     marks = ("VISIT//", ADMISSION, DISCHARGE)
     plain = pa.array([code for code in TITLES if not code.startswith(marks)])
     events = events.filter(pc.and_(pc.is_valid(events[VISIT_ID]), pc.is_in(events["code"], plain)))

@@ -28,7 +28,7 @@ from medbert.data.synthetic.conditions import (
 )
 from medbert.data.synthetic.lives import DAY_MIN, YEAR_MIN, Lives, joined, timestamps
 from medbert.data.synthetic.visits import Pairs, Visits
-from medbert.schema import BIRTH, DEATH, EVENTS, SEX, VISITS
+from medbert.schema import BIRTH, DEATH, EVENTS, RANK, SEX, VISITS
 
 ADMISSION, DISCHARGE = "HOSPITAL_ADMISSION//", "HOSPITAL_DISCHARGE//"
 CHOICES = {  # by era
@@ -110,7 +110,7 @@ def event_table(
     first_subject: int,
     first_visit: int,
 ) -> pa.Table:
-    """EVENTS of all visits and lives; ids count from the first ones given."""
+    """EVENTS (no rank) of all visits and lives; ids count from the first ones given."""
     everyone, born = np.arange(len(lives.birth)), lives.birth * DAY_MIN
     dead = np.flatnonzero(lives.death <= lives.leave)
     sex = np.where(lives.male, PLACE[f"{SEX}//M"], PLACE[f"{SEX}//F"])
@@ -133,7 +133,7 @@ def event_table(
         pa.nulls(len(rows.who), EVENTS.field("text_value").type),
         pa.array(rows.visit + first_visit, mask=rows.visit < 0),
     ]
-    return pa.table(columns, schema=EVENTS)
+    return pa.table(columns, schema=EVENTS.remove(EVENTS.get_field_index(RANK)))
 
 
 def visit_table(visits: Visits, *, first_subject: int, first_visit: int) -> pa.Table:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import date, timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -12,13 +12,19 @@ from medbert.data.synthetic.lives import CHUNK, draw
 from medbert.data.synthetic.records import TITLES, event_table, visit_table
 from medbert.data.synthetic.truth import truth_table
 from medbert.data.synthetic.visits import kept_visits, known
-from medbert.schema import CODES, DATES, InputError, Records
+from medbert.schema import CODES, DATES, InputError
 
 
 class Simulation(NamedTuple):
-    """``truth``: one row per subject, its latent state (``true_risk``), times as timestamp[us]."""
+    """Tables that follow EVENTS (without a rank), VISITS and CODES, and the truth about them.
 
-    records: Records
+    ``truth``: one row per subject, its latent state (``true_risk``), times as timestamp[us].
+    """
+
+    events: pa.Table
+    visits: pa.Table
+    codes: pa.Table
+    metadata: dict[str, Any]
     truth: pa.Table
 
 
@@ -67,7 +73,6 @@ def simulate(
         "n_subjects": n_subjects,
         "start": start.isoformat(),
         "end": end.isoformat(),
-        "set_aside": {},
     }
-    codes = pa.table([list(TITLES), list(TITLES.values())], schema=CODES)
-    return Simulation(Records(events, visit_rows, metadata, codes=codes), truth)
+    codes = pa.table([list(TITLES), list(TITLES.values()), [None] * len(TITLES)], schema=CODES)
+    return Simulation(events, visit_rows, codes, metadata, truth)

@@ -1,0 +1,192 @@
+"""The map stage: each part of a source, its rows cut into buckets by a hash of the subject.
+
+A part becomes a folder, whole or not there at all:
+
+    events-*.arrow   one record batch per piece, ordered by bucket; a file per set of columns
+    visits.arrow, births.arrow, names.arrow   the same for what is rarer than events
+    *.offsets.npy    (pieces, BUCKETS + 1): where each bucket starts in each batch
+    codes.arrow      the codes in the order of their local numbers, and their events
+    part.json        what was found wrong
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from medbert.data.splits import mixed
+from medbert.schema import (
+    BIRTH,
+    CODE,
+    KINDS,
+    NUMERIC_VALUE,
+    RANK,
+    ROW,
+    STATIC,
+    SUBJECT_ID,
+    TIME,
+    VISIT_ID,
+    Findings,
+    Part,
+    Piece,
+)
+
+BUCKETS = 4096
+NO_VISIT = np.iinfo(np.int64).min
+_SALT = np.uint64(0xD1B54A32D192ED03)  # buckets must not follow the splits, a hash of the id too
+
+Columns = dict[str, np.ndarray]
+
+
+class SpillJob(NamedTuple):
+    part: Part
+    folder: Path
+    max_bad_share: float
+
+
+def bucket_of(subject_ids: np.ndarray) -> np.ndarray:
+    """uint16 bucket of each subject."""
+    return (mixed(subject_ids.view(np.uint64) ^ _SALT) >> np.uint64(52)).astype(np.uint16)
+
+
+def spill(job: SpillJob) -> int:
+    """Reads a part to the end and returns its number of events; done before: nothing is read."""
+    if not job.folder.exists():
+        work = job.folder.with_name(job.folder.name + ".tmp")
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        findings = Findings(job.max_bad_share)
+        writer = _Writer(work)
+        for piece in job.part.pieces(findings):
+            writer.add(piece)
+        findings.settle()
+        writer.close()
+        found = {"events": writer.n_events, "findings": findings.to_dict()}
+        (work / "part.json").write_text(json.dumps(found), encoding="utf-8")
+        work.rename(job.folder)
+    return json.loads((job.folder / "part.json").read_text(encoding="utf-8"))["events"]
+
+
+class _Writer:
+    """Writes the pieces of a part."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.n_events = folder, 0
+        self.code_numbers: dict[str, int] = {}
+        self.code_events = np.zeros(0, np.int64)
+        self.files: dict[str, pa.RecordBatchFileWriter] = {}
+        self.offsets: dict[str, list[np.ndarray]] = {}
+
+    def add(self, piece: Piece) -> None:
+        if piece.events is not None and piece.events.num_rows:
+            events, births = self._events(piece.events)
+            self._write("events-" + "-".join(list(events)[3:]), events)
+            self._write("births", births)
+        if piece.visits is not None:
+            self._write("visits", _stated(piece.visits))
+        if piece.names is not None:
+            names = piece.names["name"].to_numpy(zero_copy_only=False)
+            self._write("names", {"subject": piece.names[SUBJECT_ID].to_numpy(), "name": names})
+
+    def _events(self, table: pa.Table) -> tuple[Columns, Columns]:
+        """The events but births, with those optional columns that hold anything; the births."""
+        self.n_events += table.num_rows
+        code, births = self._codes(table[CODE])
+        columns = {
+            "subject": table[SUBJECT_ID].to_numpy(),
+            "time": microseconds(table[TIME]) if TIME in table.column_names else None,
+            "code": code,
+        }
+        if columns["time"] is None:
+            columns["time"] = np.full(table.num_rows, STATIC)
+        for name, column, kind, empty in (
+            ("value", NUMERIC_VALUE, np.float32, np.nan),
+            ("visit", VISIT_ID, np.int64, NO_VISIT),
+            ("rank", RANK, np.int16, 0),
+        ):
+            if column in table.column_names and table[column].null_count < table.num_rows:
+                columns[name] = filled(table[column], kind, empty)
+        if births is None:
+            return columns, {}
+        rows = filled(table[ROW], np.int64, -1) if ROW in table.column_names else None
+        found = {name: columns[name][births] for name in ("subject", "time")}
+        found["row"] = np.full(len(found["time"]), -1) if rows is None else rows[births]
+        return {name: values[~births] for name, values in columns.items()}, found
+
+    def _codes(self, column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray | None]:
+        """int32 local number of each event's code, and which events are births (None: none)."""
+        if not pa.types.is_dictionary(column.type):
+            column = column.dictionary_encode()
+        encoded = column.unify_dictionaries().combine_chunks()
+        encoded = encoded.chunk(0) if isinstance(encoded, pa.ChunkedArray) else encoded
+        distinct, numbers = encoded.dictionary.to_pylist(), self.code_numbers
+        local = np.array([numbers.setdefault(c, len(numbers)) for c in distinct], np.int32)
+        code = local[encoded.indices.to_numpy(zero_copy_only=False)]
+        counted = np.bincount(code, minlength=len(numbers))
+        counted[: len(self.code_events)] += self.code_events
+        self.code_events = counted
+        births = None if BIRTH not in distinct else code == numbers[BIRTH]
+        return code, births
+
+    def _write(self, name: str, columns: Columns) -> None:
+        if not columns or not len(columns["subject"]):
+            return
+        bucket = bucket_of(columns["subject"])
+        order = np.argsort(bucket, kind="stable")
+        batch = pa.record_batch({key: pa.array(v[order]) for key, v in columns.items()})
+        if name not in self.files:
+            path = str(self.folder / f"{name}.arrow")
+            self.files[name] = pa.ipc.new_file(path, batch.schema)
+            self.offsets[name] = []
+        self.files[name].write_batch(batch)
+        sizes = np.bincount(bucket, minlength=BUCKETS)
+        self.offsets[name].append(np.concatenate([[0], np.cumsum(sizes)]))
+
+    def close(self) -> None:
+        for name, file in self.files.items():
+            file.close()
+            np.save(self.folder / f"{name}.offsets.npy", np.stack(self.offsets[name]))
+        codes = {CODE: pa.array(self.code_numbers, pa.string()), "events": self.code_events}
+        with pa.ipc.new_file(str(self.folder / "codes.arrow"), pa.table(codes).schema) as file:
+            file.write_table(pa.table(codes))
+
+
+def _stated(table: pa.Table) -> Columns:
+    """STATED_VISITS as numpy columns; ``kind`` is its place in KINDS."""
+    there = set(table.column_names)
+    n = table.num_rows
+    kinds = pa.array(KINDS)
+    kind = pc.index_in(table["kind"], kinds) if "kind" in there else pa.nulls(n, pa.int32())
+    return {
+        "subject": table[SUBJECT_ID].to_numpy(),
+        "visit": table[VISIT_ID].to_numpy(),
+        "start": microseconds(table["start"]) if "start" in there else np.full(n, STATIC),
+        "end": microseconds(table["end"]) if "end" in there else np.full(n, STATIC),
+        "kind": filled(kind, np.int8, KINDS.index("unknown")),
+        "stay": filled(table["length_of_stay"], np.float32, np.nan)
+        if "length_of_stay" in there
+        else np.full(n, np.nan, np.float32),
+        "row": filled(table[ROW], np.int64, -1) if ROW in there else np.full(n, -1),
+    }
+
+
+def filled(column: pa.ChunkedArray | pa.Array, kind: type, empty: float) -> np.ndarray:
+    """A column as numpy, with ``empty`` for null."""
+    if column.null_count:
+        column = column.cast(pa.from_numpy_dtype(kind)).fill_null(empty)
+    return (
+        column.to_numpy(zero_copy_only=False)
+        if isinstance(column, pa.Array)
+        else (column.to_numpy().astype(kind, copy=False))
+    )
+
+
+def microseconds(times: pa.ChunkedArray) -> np.ndarray:
+    """int64 microseconds since 1970, STATIC for null."""
+    return times.cast(pa.timestamp("us")).to_numpy().view(np.int64)
