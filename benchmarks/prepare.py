@@ -28,12 +28,13 @@ from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
 from statistics import median
 from typing import Any
 
+import peers
+from peers import FIRST_CODE, Made
+
 FILES, PER_SUBJECT, PER_DAY, N_CODES, N_RARE, REPEATS = 16, 15, 3, 5_000, 500, 0.02
-MIN_SUBJECTS, UNK, FIRST_CODE = 5, 1, 4  # as rule=all has it
 FORMS = ("ordered", "shuffled")  # by subject and time, as MEDS asks for; rows of a file at random
 WHOLE = 0.43e9  # events: 28 million patients, as Med-BERT had, of 15 codes
 ONE_THREAD = dict.fromkeys(("POLARS_MAX_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-Made = tuple[list[str], list[Path]]  # the vocabulary without special tokens, files of sequences
 Run = tuple[str, int, str]  # form, events, job
 
 
@@ -71,9 +72,6 @@ def generate(folder: Path, rows: int) -> None:
             pq.write_table(pa.table(columns), path, compression="zstd")
 
 
-# --- the job, in several ways -------------------------------------------------------------------
-
-
 def run_medbert(folder: Path, out: Path, *settings: str) -> Made:
     """As a user runs it; all subjects are for training, so that all count for the vocabulary."""
     import medbert
@@ -83,107 +81,13 @@ def run_medbert(folder: Path, out: Path, *settings: str) -> Made:
     return list(medbert.Store(out / "store").vocabulary.codes[FIRST_CODE:]), [out / "store"]
 
 
-def run_pandas(folder: Path, out: Path) -> Made:
-    """As most people write it, but for the lists, which are made as medbert makes them."""
-    import pandas as pd
-
-    events = pd.read_parquet(folder / "data").drop_duplicates()
-    counts = events.groupby("code")["subject_id"].agg(["size", "nunique"])
-    kept = counts[counts["nunique"] >= MIN_SUBJECTS].sort_values("size", ascending=False)
-    tokens = {code: FIRST_CODE + i for i, code in enumerate(kept.index)}
-    events["token"] = events["code"].map(tokens).fillna(UNK).astype("int32")
-    return list(tokens), [_write_lists(events.sort_values(["subject_id", "time"]), out)]
-
-
-def run_categorical(folder: Path, out: Path) -> Made:
-    import pandas as pd
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(folder / "data", read_dictionary=["code"], use_threads=False)
-    events = table.unify_dictionaries().to_pandas(self_destruct=True)
-    del table
-    events = events.drop_duplicates()
-    counts = events.groupby("code", observed=False)["subject_id"].agg(["size", "nunique"])
-    kept = counts[counts["nunique"] >= MIN_SUBJECTS].sort_values("size", ascending=False)
-    tokens = pd.Series(range(FIRST_CODE, FIRST_CODE + len(kept)), kept.index.astype(str))
-    encoded = tokens.reindex(events["code"].cat.categories).fillna(UNK).to_numpy("int32")
-    events["token"] = encoded[events.pop("code").cat.codes]
-    return list(tokens.index), [_write_lists(events.sort_values(["subject_id", "time"]), out)]
-
-
-def _write_lists(events: Any, out: Path) -> Path:
-    import numpy as np
-    import pyarrow as pa
-
-    subject = events["subject_id"].to_numpy()
-    first = np.flatnonzero(np.diff(subject, prepend=subject[0] - 1))
-    offsets = pa.array(np.append(first, len(subject)), pa.int32())
-    columns = {"subject_id": pa.array(subject[first])}
-    for name in ("time", "token"):
-        columns[name] = pa.ListArray.from_arrays(offsets, pa.array(events[name].to_numpy()))
-    table = pa.table(columns)
-    with pa.ipc.new_file(str(out / "lists.arrow"), table.schema) as writer:
-        writer.write_table(table)
-    return out / "lists.arrow"
-
-
-def run_polars(folder: Path, out: Path, *, by_file: bool = False) -> Made:
-    """The fastest of ten ways tried; sinks to disk at every step took twice as long.
-
-    ``by_file`` uses that MEDS keeps a subject in one file: one file at a time, twice over.
-    """
-    import polars as pl
-
-    files = sorted((folder / "data").glob("*.parquet"))
-    counts, held, made = [], [], []
-    for k, group in enumerate([[file] for file in files] if by_file else [files]):
-        read = pl.scan_parquet(group).with_columns(pl.col("code").cast(pl.Categorical))
-        events = read.unique().collect(engine="streaming").sort("subject_id", "time")
-        of_code = [pl.len().alias("events"), pl.col("subject_id").n_unique().alias("subjects")]
-        counts.append(events.group_by("code").agg(of_code))
-        if by_file:
-            events.write_ipc(out / f"{k}.events")
-        held.append(pl.scan_ipc(out / f"{k}.events") if by_file else events.lazy())
-    kept = pl.concat(counts).group_by("code").sum().filter(pl.col("subjects") >= MIN_SUBJECTS)
-    tokens = kept.sort("events", descending=True).select("code").with_row_index("token", FIRST_CODE)
-    for k, lazy in enumerate(held):
-        joined = lazy.join(tokens.lazy(), on="code", how="left", maintain_order="left")
-        token = pl.col("token").fill_null(UNK).cast(pl.Int32)
-        lists = joined.group_by("subject_id", maintain_order=True).agg("time", token)
-        made.append(out / f"{k}.arrow")
-        lists.sink_ipc(made[-1])
-    return tokens["code"].to_list(), made
-
-
-def run_duckdb(folder: Path, out: Path) -> Made:
-    """Sorting before ``list`` is faster than ``list(... ORDER BY ...)`` for each subject."""
-    import duckdb
-
-    base = duckdb.connect(str(out / "base.duckdb"))
-    base.execute(f"SET threads = 1; SET memory_limit = '2GB'; SET temp_directory = '{out}/spill'")
-    base.execute(f"""
-        CREATE TABLE events AS SELECT DISTINCT subject_id, time, code
-        FROM read_parquet('{folder}/data/*.parquet')""")
-    base.execute(f"""
-        CREATE TABLE tokens AS SELECT code, ({FIRST_CODE - 1} + row_number() OVER
-        (ORDER BY count(*) DESC, code))::INTEGER AS token FROM events GROUP BY code
-        HAVING count(DISTINCT subject_id) >= {MIN_SUBJECTS}""")
-    base.execute(f"""
-        COPY (SELECT subject_id, list(time) AS time, list(token) AS token FROM
-        (SELECT subject_id, time, coalesce(token, {UNK}) AS token FROM events
-        LEFT JOIN tokens USING (code) ORDER BY subject_id, time)
-        GROUP BY subject_id) TO '{out}/lists.parquet' (COMPRESSION zstd)""")
-    codes = base.execute("SELECT code FROM tokens ORDER BY token").fetchall()
-    return [code for (code,) in codes], [out / "lists.parquet"]
-
-
 JOBS: dict[str, Callable[..., Made]] = {
     "medbert": run_medbert,
-    "pandas": run_pandas,
-    "pandas categorical": run_categorical,
-    "polars": run_polars,
-    "polars by file": partial(run_polars, by_file=True),
-    "duckdb": run_duckdb,
+    "pandas": peers.run_pandas,
+    "pandas categorical": peers.run_categorical,
+    "polars": peers.run_polars,
+    "polars by file": partial(peers.run_polars, by_file=True),
+    "duckdb": peers.run_duckdb,
 }
 
 
@@ -239,13 +143,13 @@ def _lists(file: Path) -> Iterator[tuple[Any, Any, Any]]:
         for batch in pq.ParquetFile(file).iter_batches():
             yield batch["subject_id"], batch["time"], batch["token"]
         return
-    is_store = file.is_dir()
-    of_code = pq.read_table(file / "codes.parquet")["token"].combine_chunks() if is_store else None
-    for path in file.glob("data/*.arrow") if is_store else [file]:
+    if file.is_dir():
+        token_of_code = pq.read_table(file / "codes.parquet")["token"].combine_chunks()
+    for path in file.glob("data/*.arrow") if file.is_dir() else [file]:
         for batch in pa.ipc.open_file(pa.memory_map(str(path))).read_all().to_batches():
-            tokens = batch["code" if is_store else "token"]
-            if is_store:
-                tokens = pa.ListArray.from_arrays(tokens.offsets, of_code.take(tokens.values))
+            tokens = batch["code" if file.is_dir() else "token"]
+            if file.is_dir():
+                tokens = pa.ListArray.from_arrays(tokens.offsets, token_of_code.take(tokens.values))
             yield batch["subject_id"], batch["time"], tokens
 
 
@@ -263,7 +167,8 @@ def measure(job: str, folder: Path, every: int, settings: Sequence[str]) -> dict
 
 def report(taken: dict[Run, dict[str, float]]) -> Iterator[str]:
     """Markdown; growth is (ratio of costs) / (ratio of sizes) from the job's smallest size."""
-    yield "| events | form | job | M events/CPU-s | CPU-s | x medbert's | peak GB | growth | 0.43 B |"
+    head = ("events", "form", "job", "M events/CPU-s", "CPU-s", "x medbert's", "peak GB", "growth")
+    yield "| " + " | ".join([*head, "0.43 B"]) + " |"
     yield "|---" * 9 + "|"
     for (form, rows, job), took in taken.items():
         ours = taken.get((form, rows, "medbert"), {"cpu": float("nan")})
@@ -294,7 +199,8 @@ def compare(millions: float, parent: Path, args: argparse.Namespace) -> dict[Run
     """All jobs on one size, interleaved: medians. Exits where two made different things."""
     rows, folder = int(millions * 1e6), parent / f"{millions:g}M"
     if not folder.exists():
-        generate(folder, rows)
+        generate(parent / "unfinished", rows)
+        (parent / "unfinished").rename(folder)
     jobs = [job for job in JOBS if not {job, f"{job}@{millions:g}"} & set(args.skip)]
     runs: dict[Run, list[dict[str, Any]]] = {}
     for _ in range(args.rounds or (3 if millions <= 10 else 1)):
@@ -304,8 +210,10 @@ def compare(millions: float, parent: Path, args: argparse.Namespace) -> dict[Run
     made = {str(found["made"]): run for run, of in runs.items() for found in of}
     if len(made) > 1:
         sys.exit(f"results differ: {made}")
-    skipped = ", ".join(set(JOBS) - set(jobs)) or "nothing"
-    sys.stdout.write(f"{millions:g} M: all made {next(iter(made), '')}; skipped: {skipped}\n")
+    absent = ", ".join(set(JOBS) - {job for _, _, job in runs}) or "none"
+    sys.stdout.write(
+        f"{millions:g} M: all made {next(iter(made), '')}; skipped or failed: {absent}\n"
+    )
     return {run: {k: median(f[k] for f in of) for k in ("cpu", "gb")} for run, of in runs.items()}
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
+from medbert.data import gather
 from medbert.data import titles as icd_titles
 from medbert.data.codes import canonical, is_diagnosis, parents_of
 from medbert.data.recode import Recoded, recode
@@ -38,7 +38,9 @@ def agree(
 
     A source's codes are resolved by the source, then spelled canonically, then recoded.
     """
-    local, counts = zip(*(_spoken(work, i) for i in range(len(records.parts))), strict=True)
+    local, counts = zip(
+        *(gather.spoken(work / "parts" / str(i)) for i in range(len(records.parts))), strict=True
+    )
     spoken = sorted({code for codes in local for code in codes})
     if not spoken:
         raise InputError("the source has no events; check source.path and the column names")
@@ -71,13 +73,6 @@ def agree(
         for code, count in zip(own, n, strict=True):
             events[code] += count
     return Codebook(names, titles, parents, _recoding(resolved, spelled, known, recoded, events))
-
-
-def _spoken(work: Path, part: int) -> tuple[list[str], list[int]]:
-    """The codes of a part in the order of its own numbers, and the events of each."""
-    with pa.ipc.open_file(str(work / "parts" / str(part) / "codes.arrow")) as file:
-        table = file.read_all()
-    return table[CODE].to_pylist(), table["events"].to_pylist()
 
 
 def _titles(records: Records, resolved: Resolved) -> dict[str, str]:

@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from medbert.data import gather
 from medbert.data.codebook import Codebook
-from medbert.data.gather import load
 from medbert.data.spill import BUCKETS
 from medbert.data.store import FORMAT
 from medbert.data.vocabulary import Block, Rule, Vocabulary, fit
@@ -100,10 +100,8 @@ class Made:
         """Subjects in the order of the store."""
         with pq.ParquetWriter(self.folder / "subject_splits.parquet", SUBJECT_SPLITS) as writer:
             for shard, split in zip(self.shards, self.split, strict=True):
-                path = self.folder / "data" / shard["shard"]["file"]
-                with pa.memory_map(str(path)) as source:
-                    ids = pa.ipc.open_file(source).get_batch(0)[SUBJECT_ID]
-                    writer.write_table(pa.table([ids, np.array(SPLITS)[split]], SUBJECT_SPLITS))
+                ids = self._column(shard, SUBJECT_ID)
+                writer.write_table(pa.table([ids, np.array(SPLITS)[split]], SUBJECT_SPLITS))
 
     def _write_codes(self, plain: np.ndarray) -> None:
         names, titles, parents = self.codes.names, self.codes.titles, self.codes.parents
@@ -164,6 +162,21 @@ class Made:
             self._note_shared_visits(findings, records)
         return findings.to_dict(), changed
 
+    def refuse_shared_subjects(self, records: Records) -> None:
+        """Raises InputError where two shards, so two files, have the same subject."""
+        ids = np.concatenate([self._column(shard, SUBJECT_ID).to_numpy() for shard in self.shards])
+        ids.sort()
+        twice = ids[1:][ids[1:] == ids[:-1]]
+        if len(twice):
+            first = {part.name: gather.first_row(part, int(twice[0])) for part in records.parts}
+            (one, _), (other, row), *_ = [(name, row) for name, row in first.items() if row >= 0]
+            raise gather.shared_subject(other, row, one, others=len(np.unique(twice)) - 1)
+
+    def _column(self, shard: dict[str, Any], name: str) -> pa.Array:
+        """A column of a shard, memory-mapped."""
+        with pa.memory_map(str(self.folder / "data" / shard["shard"]["file"])) as source:
+            return pa.ipc.open_file(source).get_batch(0)[name]
+
     def refuse_swapped_visits(self, max_bad_share: float) -> None:
         """Raises InputError where too many visits end before they start."""
         bad = [s["findings"].get("discharge_before_admission") for s in self.shards]
@@ -188,7 +201,7 @@ class Made:
             shared = np.union1d(shared, found[1:][found[1:] == found[:-1]])
         where = ""
         for i, part in enumerate(records.parts if len(shared) else ()):
-            for rows in load(self.work / "parts" / str(i), "visits", range(BUCKETS)):
+            for rows in gather.load(self.work / "parts" / str(i), "visits", range(BUCKETS)):
                 if not where and (bad := np.isin(rows["visit"], shared)).any():
                     where = f"{part.name}: column of the visit id: row {rows['row'][bad].min() + 1}"
         findings.note("visit_ids_of_several_subjects", len(shared), where)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from medbert.data.spill import BUCKETS, NO_VISIT, Columns, bucket_of
+from medbert.data.spill import BUCKETS, NO_VISIT, Columns, PieceColumns, bucket_of
 from medbert.data.visits import heads
-from medbert.schema import ROW, SUBJECT_ID, Findings, Part
+from medbert.schema import CODE, ROW, SUBJECT_ID, Findings, InputError, Part
 
 _COLUMNS = {  # of each kind of rows, where there are none
     "events": ("subject", "time", "code"),
@@ -21,14 +21,44 @@ _COLUMNS = {  # of each kind of rows, where there are none
 _NOTHING = {"value": np.float32(np.nan), "visit": NO_VISIT, "rank": np.int16(0)}
 
 
-def loaded(parts: list[Path], name: str, buckets: range) -> tuple[Columns, np.ndarray]:
-    """The rows of the buckets in all parts as one set of columns, and the part of each row."""
-    batches = [(i, batch) for i, part in enumerate(parts) for batch in load(part, name, buckets)]
-    if not batches:
-        return {c: np.zeros(0, np.int64) for c in _COLUMNS[name]}, np.zeros(0, np.int32)
-    numbers = np.array([number for number, _ in batches], np.int32)
-    sizes = [len(batch["subject"]) for _, batch in batches]
-    return joined([batch for _, batch in batches]), np.repeat(numbers, sizes)
+Batches = dict[str, list[tuple[int, Columns]]]  # kind of rows -> number of the part, columns
+
+
+def from_buckets(folder: Path, numbers: Sequence[int], buckets: range) -> Batches:
+    """What the parts of these numbers left in the buckets."""
+    return {
+        kind: [(i, rows) for i in numbers for rows in load(folder / str(i), kind, buckets)]
+        for kind in _COLUMNS
+    }
+
+
+def from_parts(folder: Path, parts: Mapping[int, Part], findings: Findings) -> Batches:
+    """The parts themselves, read whole."""
+    batches: Batches = {kind: [] for kind in _COLUMNS}
+    for i, part in parts.items():
+        columns = PieceColumns(spoken(folder / str(i))[0])
+        for piece in part.pieces(findings):
+            for name, rows in columns.of(piece):
+                if rows and len(rows["subject"]):
+                    batches[name.partition("-")[0]].append((i, rows))
+    findings.settle()
+    return batches
+
+
+def spoken(folder: Path) -> tuple[list[str], list[int]]:
+    """The codes of a part in the order of its own numbers, and the events of each."""
+    with pa.ipc.open_file(str(folder / "codes.arrow")) as file:
+        table = file.read_all()
+    return table[CODE].to_pylist(), table["events"].to_pylist()
+
+
+def together(batches: Batches, kind: str) -> tuple[Columns, np.ndarray]:
+    """The rows of a kind as one set of columns, and the part of each row."""
+    if not batches[kind]:
+        return {c: np.zeros(0, np.int64) for c in _COLUMNS[kind]}, np.zeros(0, np.int32)
+    numbers = np.array([number for number, _ in batches[kind]], np.int32)
+    sizes = [len(rows["subject"]) for _, rows in batches[kind]]
+    return joined([rows for _, rows in batches.pop(kind)]), np.repeat(numbers, sizes)
 
 
 def joined(batches: list[Columns]) -> Columns:
@@ -54,13 +84,15 @@ def translated(code: np.ndarray, part: np.ndarray, local: list[np.ndarray]) -> n
     return code
 
 
-def places(columns: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The distinct subject ids of several columns, by bucket and id, and their places there."""
+def places(columns: list[np.ndarray], *, by_bucket: bool) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The distinct subject ids of several columns, sorted (within their buckets), and the place of
+    each row's there.
+    """
     runs = [np.flatnonzero(heads(c)) for c in columns]
     found = pa.array(np.concatenate([c[r] for c, r in zip(columns, runs, strict=True)]))
     encoded = found.dictionary_encode()
     ids = encoded.dictionary.to_numpy()
-    by = np.lexsort((ids, bucket_of(ids)))
+    by = np.lexsort((ids, bucket_of(ids))) if by_bucket else np.argsort(ids)
     place = np.empty(len(by), np.int64)
     place[by] = np.arange(len(by))
     of_run = np.split(place[encoded.indices.to_numpy()], np.cumsum([len(r) for r in runs])[:-1])
@@ -92,7 +124,7 @@ def bucket_sizes(folder: Path) -> np.ndarray:
 
 
 def first_row(part: Part, subject_id: int) -> int:
-    """Reads the part again, up to the first event of the subject."""
+    """Reads the part again, up to the first event of the subject; -1: it has none."""
     before = 0
     for piece in part.pieces(Findings(1.0)):
         if piece.events is not None:
@@ -101,4 +133,13 @@ def first_row(part: Part, subject_id: int) -> int:
                 rows = piece.events[ROW] if ROW in piece.events.column_names else None
                 return before + int(found[0]) if rows is None else rows[int(found[0])].as_py()
             before += piece.events.num_rows
-    return before
+    return -1
+
+
+def shared_subject(file: str, row: int, other: str, *, others: int) -> InputError:
+    """The error of a subject that two files have."""
+    return InputError(
+        f"{file}: column {SUBJECT_ID!r}: row {row + 1}: its subject is in {other} too, as are "
+        f"{others} others; MEDS keeps a subject's events in a single file: write the files again "
+        "by subject, and look for a copied one"
+    )

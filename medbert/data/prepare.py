@@ -31,6 +31,7 @@ from medbert.data.spill import BUCKETS, SpillJob, spill
 from medbert.data.visits import VisitRule
 from medbert.data.vocabulary import Rule, Vocabulary
 from medbert.schema import (
+    Part,
     Records,
 )
 
@@ -87,8 +88,10 @@ def write_store(
     """
     folder = Path(folder).absolute()
     work = _work_folder(folder, records)
+    most = int(max(settings.memory_gb * 1e9 / _BYTES_PER_EVENT, 1))
+    rows = [_rows_if_direct(records, part, most) for part in records.parts]
     jobs = [
-        SpillJob(part, work / "parts" / str(i), settings.max_bad_share)
+        SpillJob(part, work / "parts" / str(i), settings.max_bad_share, rows[i] is not None)
         for i, part in enumerate(records.parts)
     ]
     for _ in follow(_done(spill, jobs, executor), "reading", len(jobs)):
@@ -113,12 +116,16 @@ def write_store(
         max_bad_share=settings.max_bad_share,
         one_file_each=records.one_file_each,
     )
-    ranges = _bucket_ranges(work, len(jobs), settings.memory_gb)
-    shard_jobs = [ShardJob(plan, k, buckets) for k, buckets in enumerate(ranges)]
+    shard_jobs = [
+        ShardJob(plan, k, numbers, buckets)
+        for k, (numbers, buckets) in enumerate(_shards(work, rows, most))
+    ]
     for _ in follow(_done(write_shard, shard_jobs, executor), "sorting", len(shard_jobs)):
         pass
     made = Made(folder, work, len(shard_jobs), codes)
     made.refuse_swapped_visits(settings.max_bad_share)
+    if records.one_file_each:
+        made.refuse_shared_subjects(records)
     return made.finish(records, vocabulary)
 
 
@@ -159,12 +166,35 @@ def _write_splits_given(work: Path, splits: pa.Table | None) -> None:
         np.savez(work / "splits.npz", ids=ids, places=places)
 
 
-def _bucket_ranges(work: Path, n_parts: int, memory_gb: float) -> list[range]:
-    """Consecutive buckets that together have no more events than a shard may (or one bucket)."""
-    sizes = np.sum([bucket_sizes(work / "parts" / str(i)) for i in range(n_parts)], axis=0)
-    most = max(memory_gb * 1e9 / _BYTES_PER_EVENT, 1)
+def _rows_if_direct(records: Records, part: Part, most: int) -> int | None:
+    """The rows of a part that can become a shard, or a share of one, just as it is; else None."""
+    rows = getattr(part, "rows", None) if records.one_file_each else None
+    return rows if rows is not None and rows <= most else None
+
+
+def _shards(
+    work: Path, rows: Sequence[int | None], most: int
+) -> Iterator[tuple[list[int], range | None]]:
+    """What each shard is made of, no more than ``most`` events (or one part, or one bucket):
+    consecutive parts as they are, then consecutive buckets of all the others.
+    """
+    group: list[int] = []
+    held = 0
+    for i, n in enumerate(rows):
+        if n is not None and group and held + n > most:
+            yield group, None
+            group, held = [], 0
+        if n is not None:
+            group.append(i)
+            held += n
+    if group:
+        yield group, None
+    others = [i for i, n in enumerate(rows) if n is None]
+    if not others:
+        return
+    sizes = np.sum([bucket_sizes(work / "parts" / str(i)) for i in others], axis=0)
     n_shards = int(np.ceil(sizes.sum() / most)) or 1
     before = np.concatenate([[0], np.cumsum(sizes)])
     goals = before[-1] * np.arange(1, n_shards) / n_shards
     edges = [0, *np.unique(np.searchsorted(before, goals)).tolist(), BUCKETS]
-    return [range(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True) if b > a]
+    yield from ((others, range(a, b)) for a, b in zip(edges[:-1], edges[1:], strict=True) if b > a)

@@ -17,9 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from medbert.data import births, order
+from medbert.data import births, gather, order
 from medbert.data import splits as subject_splits
-from medbert.data.gather import first_row, joined, loaded, places, translated
 from medbert.data.spill import NO_VISIT, Columns
 from medbert.data.store import record_batch
 from medbert.data.visits import (
@@ -55,9 +54,12 @@ class Plan(NamedTuple):
 
 
 class ShardJob(NamedTuple):
+    """``buckets`` of the parts ``numbers``; None: those parts themselves."""
+
     plan: Plan
     number: int
-    buckets: range
+    numbers: Sequence[int]
+    buckets: range | None
 
 
 class Codes(NamedTuple):
@@ -106,14 +108,20 @@ class _Shard:
     def __init__(self, job: ShardJob, codes: Codes, findings: Findings) -> None:
         self.job, self.plan, self.codes, self.findings = job, job.plan, codes, findings
         self.changed: dict[str, int] = {}
-        parts = [self.plan.folder / "parts" / str(i) for i in range(len(self.plan.parts))]
-        self.events, part = loaded(parts, "events", job.buckets)
-        self.events["code"] = translated(self.events["code"], part, codes.local)
-        self.births, self.birth_part = loaded(parts, "births", job.buckets)
-        self.stated, self.stated_part = loaded(parts, "visits", job.buckets)
-        self.names, _ = loaded(parts, "names", job.buckets)
+        folder = self.plan.folder / "parts"
+        if job.buckets is None:
+            parts = {i: self.plan.parts[i] for i in job.numbers}
+            batches = gather.from_parts(folder, parts, findings)
+        else:
+            batches = gather.from_buckets(folder, job.numbers, job.buckets)
+        self.events, part = gather.together(batches, "events")
+        self.events["code"] = gather.translated(self.events["code"], part, codes.local)
+        self.births, self.birth_part = gather.together(batches, "births")
+        self.stated, self.stated_part = gather.together(batches, "visits")
+        self.names, _ = gather.together(batches, "names")
         columns = [self.events, self.births, self.stated]
-        self.ids, found = places([c.pop("subject") for c in columns])
+        subjects = [c.pop("subject") for c in columns]
+        self.ids, found = gather.places(subjects, by_bucket=job.buckets is not None)
         for held, place in zip(columns, found, strict=True):
             held["subject"] = place
         if self.plan.one_file_each:
@@ -135,13 +143,9 @@ class _Shard:
         if len(elsewhere):
             twice = subject[elsewhere]
             first, second = (self.plan.parts[p[elsewhere[0]]] for p in (part, a_part[subject]))
-            row = first_row(second, int(self.ids[twice[0]]))
-            raise InputError(
-                f"{second.name}: column {SUBJECT_ID!r}: row {row + 1}: its subject is in "
-                f"{first.name} too, as are {len(np.unique(twice)) - 1} others of one shard; MEDS "
-                "keeps a subject's events in a single file: write the files again by subject, and "
-                "look for a copied one"
-            )
+            row = gather.first_row(second, int(self.ids[twice[0]]))
+            others = len(np.unique(twice)) - 1
+            raise gather.shared_subject(second.name, row, first.name, others=others)
 
     # --- births -------------------------------------------------------------------------------
 
@@ -174,7 +178,7 @@ class _Shard:
         if len(born):
             code = np.full(len(born), self.codes.birth)
             extra = {"subject": born, "time": birth[born], "code": code}
-            self.events = joined([self.events, extra])
+            self.events = gather.joined([self.events, extra])
 
     def _note_births(self, reason: str, subjects: np.ndarray, place: np.ndarray) -> None:
         if len(subjects):

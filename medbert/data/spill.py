@@ -7,12 +7,16 @@ A part becomes a folder, whole or not there at all:
     *.offsets.npy    (pieces, BUCKETS + 1): where each bucket starts in each batch
     codes.arrow      the codes in the order of their local numbers, and their events
     part.json        what was found wrong
+
+Where no subject is in two parts and a part fits into memory, there is nothing to cut: only its
+codes are counted, and its shard is made from the part itself (``direct``).
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,9 +49,12 @@ Columns = dict[str, np.ndarray]
 
 
 class SpillJob(NamedTuple):
+    """``direct``: only the codes are wanted; the part is read again when its shard is made."""
+
     part: Part
     folder: Path
     max_bad_share: float
+    direct: bool
 
 
 def bucket_of(subject_ids: np.ndarray) -> np.ndarray:
@@ -62,42 +69,44 @@ def spill(job: SpillJob) -> int:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         findings = Findings(job.max_bad_share)
-        writer = _Writer(work)
-        for piece in job.part.pieces(findings):
-            writer.add(piece)
-        findings.settle()
-        writer.close()
-        found = {"events": writer.n_events, "findings": findings.to_dict()}
+        columns, writer = PieceColumns(), _Writer(work)
+        if job.direct:
+            for codes in job.part.codes():  # type: ignore[attr-defined]
+                columns.number(codes)
+        else:
+            for piece in job.part.pieces(findings):
+                for name, rows in columns.of(piece):
+                    writer.write(name, rows)
+            findings.settle()
+        writer.close(columns)
+        found = {"events": int(columns.code_events.sum()), "findings": findings.to_dict()}
         (work / "part.json").write_text(json.dumps(found), encoding="utf-8")
         work.rename(job.folder)
     return json.loads((job.folder / "part.json").read_text(encoding="utf-8"))["events"]
 
 
-class _Writer:
-    """Writes the pieces of a part."""
+class PieceColumns:
+    """Turns the pieces of a part into numpy columns; codes get numbers of the part's own."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.n_events = folder, 0
-        self.code_numbers: dict[str, int] = {}
+    def __init__(self, codes: Sequence[str] = ()) -> None:
+        self.code_numbers = {code: i for i, code in enumerate(codes)}
         self.code_events = np.zeros(0, np.int64)
-        self.files: dict[str, pa.RecordBatchFileWriter] = {}
-        self.offsets: dict[str, list[np.ndarray]] = {}
 
-    def add(self, piece: Piece) -> None:
+    def of(self, piece: Piece) -> Iterator[tuple[str, Columns]]:
+        """Kinds of rows and their columns: events-..., births, visits, names."""
         if piece.events is not None and piece.events.num_rows:
             events, births = self._events(piece.events)
-            self._write("events-" + "-".join(list(events)[3:]), events)
-            self._write("births", births)
+            yield "events-" + "-".join(list(events)[3:]), events
+            yield "births", births
         if piece.visits is not None:
-            self._write("visits", _stated(piece.visits))
+            yield "visits", _stated(piece.visits)
         if piece.names is not None:
             names = piece.names["name"].to_numpy(zero_copy_only=False)
-            self._write("names", {"subject": piece.names[SUBJECT_ID].to_numpy(), "name": names})
+            yield "names", {"subject": piece.names[SUBJECT_ID].to_numpy(), "name": names}
 
     def _events(self, table: pa.Table) -> tuple[Columns, Columns]:
         """The events but births, with those optional columns that hold anything; the births."""
-        self.n_events += table.num_rows
-        code, births = self._codes(table[CODE])
+        code, births = self.number(table[CODE])
         columns = {
             "subject": table[SUBJECT_ID].to_numpy(),
             "time": microseconds(table[TIME]) if TIME in table.column_names else None,
@@ -119,22 +128,34 @@ class _Writer:
         found["row"] = np.full(len(found["time"]), -1) if rows is None else rows[births]
         return {name: values[~births] for name, values in columns.items()}, found
 
-    def _codes(self, column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray | None]:
+    def number(
+        self, column: pa.ChunkedArray | pa.DictionaryArray
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         """int32 local number of each event's code, and which events are births (None: none)."""
+        column = column if isinstance(column, pa.ChunkedArray) else pa.chunked_array([column])
         if not pa.types.is_dictionary(column.type):
             column = column.dictionary_encode()
         encoded = column.unify_dictionaries().combine_chunks()
         encoded = encoded.chunk(0) if isinstance(encoded, pa.ChunkedArray) else encoded
         distinct, numbers = encoded.dictionary.to_pylist(), self.code_numbers
         local = np.array([numbers.setdefault(c, len(numbers)) for c in distinct], np.int32)
-        code = local[encoded.indices.to_numpy(zero_copy_only=False)]
+        code = local[encoded.indices.drop_null().to_numpy(zero_copy_only=False)]
         counted = np.bincount(code, minlength=len(numbers))
         counted[: len(self.code_events)] += self.code_events
         self.code_events = counted
         births = None if BIRTH not in distinct else code == numbers[BIRTH]
         return code, births
 
-    def _write(self, name: str, columns: Columns) -> None:
+
+class _Writer:
+    """Writes the columns of a part, cut into buckets."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files: dict[str, pa.RecordBatchFileWriter] = {}
+        self.offsets: dict[str, list[np.ndarray]] = {}
+
+    def write(self, name: str, columns: Columns) -> None:
         if not columns or not len(columns["subject"]):
             return
         bucket = bucket_of(columns["subject"])
@@ -148,11 +169,12 @@ class _Writer:
         sizes = np.bincount(bucket, minlength=BUCKETS)
         self.offsets[name].append(np.concatenate([[0], np.cumsum(sizes)]))
 
-    def close(self) -> None:
+    def close(self, columns: PieceColumns) -> None:
         for name, file in self.files.items():
             file.close()
             np.save(self.folder / f"{name}.offsets.npy", np.stack(self.offsets[name]))
-        codes = {CODE: pa.array(self.code_numbers, pa.string()), "events": self.code_events}
+        names = pa.array(columns.code_numbers, pa.string())
+        codes = {CODE: names, "events": columns.code_events}
         with pa.ipc.new_file(str(self.folder / "codes.arrow"), pa.table(codes).schema) as file:
             file.write_table(pa.table(codes))
 

@@ -82,17 +82,45 @@ def test_more_memory_makes_fewer_shards_of_the_same_subjects(make_store):
     assert a.code_T.tolist() == b.code_T.tolist() and a.time_T.tolist() == b.time_T.tolist()
 
 
+def test_files_that_fit_become_shards_as_they_are_with_the_same_subjects(make_store, monkeypatch):
+    records = Meds(str(SYNTHETIC)).read()
+    cut = make_store(records, name="cut", memory_gb=1e-3)
+    monkeypatch.setattr("medbert.data.spill._Writer.write", lambda *_: 1 / 0)  # nothing is spilled
+    whole = make_store(records, name="whole", memory_gb=1.0)
+    assert len(whole.info["shards"]) == 1 < len(cut.info["shards"])
+    assert whole.subject_ids.tolist() == sorted(cut.subject_ids)
+    a = whole.history(np.arange(len(whole)))
+    b = cut.history(cut.rows_of(whole.subject_ids))
+    for one, other in zip(a, b, strict=True):
+        np.testing.assert_array_equal(one, other)
+    counts = [{k: v for k, v in s.info.items() if k != "shards"} for s in (cut, whole)]
+    assert counts[0] == counts[1]
+
+
+def test_files_are_put_together_up_to_the_memory(make_store, tmp_path):
+    folder = tmp_path / "meds"
+    (folder / "data").mkdir(parents=True)
+    table = pq.read_table(SYNTHETIC / "data")
+    for i in range(9):
+        keep = pa.array(table["subject_id"].to_numpy() % 9 == i)
+        pq.write_table(table.filter(keep), folder / "data" / f"{i}.parquet")
+    records = Meds(str(folder)).read()
+    store = make_store(records, memory_gb=300 * 30_000 / 1e9)  # files have about 9,000 events
+    assert len(store.info["shards"]) == 3 and len(store) == 1000
+    assert (store.rows_of(store.subject_ids) == np.arange(1000)).all()
+
+
+@pytest.mark.parametrize("memory_gb", [1e-3, 1.0], ids=["buckets", "files"])
 @pytest.mark.parametrize("name", ["processes", "dask"])
-def test_any_executor_gives_the_serial_store(make_store, name):
+def test_any_executor_gives_the_serial_store(make_store, name, memory_gb):
     if name == "dask":
         pytest.importorskip("distributed", reason="pip install 'medbert[dask]'")
     records = Meds(str(SYNTHETIC)).read()
-    serial = make_store(records, name="serial", memory_gb=1e-3)
-    assert len(serial.info["shards"]) > 5
+    serial = make_store(records, name="serial", memory_gb=memory_gb)
     make = {"processes": executors.processes, "dask": executors.dask}[name]
     options = {"processes": {"workers": 2}, "dask": {"address": None, "workers": 2}}[name]
     with make(**options) as executor:
-        other = make_store(records, name=name, memory_gb=1e-3, executor=executor)
+        other = make_store(records, name=name, memory_gb=memory_gb, executor=executor)
     assert digest(other.folder) == digest(serial.folder)
 
 

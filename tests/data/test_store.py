@@ -89,7 +89,7 @@ def test_visits_are_numbered_and_loose_events_grouped_by_day(store):
 
 
 def test_rows_come_back_in_the_order_asked_across_shards(store):
-    assert len(store.info["shards"]) == 2
+    assert len(store.info["shards"]) > 1
     rows = np.array([2, 0, 1, 0])
     together = store.history(rows)
     alone = [store.history(np.array([row])) for row in rows]

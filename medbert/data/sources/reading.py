@@ -189,6 +189,10 @@ class Parquet:
         with self._errors():
             return list(pq.read_schema(self.source).names)
 
+    def n_rows(self) -> int:
+        with self._errors():
+            return pq.read_metadata(self.source).num_rows
+
     def blocks(self, picked: Mapping[str, str], findings: Findings) -> Iterator[Block]:
         """The picked columns under our names, as they are stored."""
         columns = list(dict.fromkeys(picked.values()))
