@@ -280,7 +280,12 @@ class _Shard:
         """The Arrow file, what the vocabulary needs to know, names and splits; counts."""
         plan, k = self.plan, self.job.number
         subject, code = self.events["subject"], self.events["code"]
-        split = _split_of(self.ids, plan)
+        given = plan.folder / "splits.npz"
+        split = (
+            subject_splits.stored(given, self.ids)
+            if given.exists()
+            else subject_splits.places(self.ids, fractions=plan.fractions, seed=plan.seed)
+        )
         n_codes = len(self.codes.is_diagnosis)
         train = (split == SPLITS.index(TRAIN))[subject]
         np.savez(
@@ -308,15 +313,6 @@ class _Shard:
             "end": int(time.max()) if len(time) else STATIC,
             "changed": self.changed,
         }
-
-
-def _split_of(ids: np.ndarray, plan: Plan) -> np.ndarray:
-    """int8 place in SPLITS of each subject: as given, else by a hash of its id."""
-    given = plan.folder / "splits.npz"
-    if not given.exists():
-        return subject_splits.places(ids, fractions=plan.fractions, seed=plan.seed)
-    with np.load(given) as file:
-        return subject_splits.look_up(ids, file["ids"], file["places"], origin="subject splits")
 
 
 def _write_names(path: Path, names: Columns) -> None:
