@@ -11,6 +11,7 @@ that is there is not made again, so that a killed run goes on where it was.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -104,6 +105,7 @@ def write_store(
         look_up_titles=settings.look_up_titles,
     )
     _write_splits_given(work, records.splits if splits is None else splits)
+    _forget_other_shards(folder, work)
     (folder / "data").mkdir(exist_ok=True)
     (work / "shards").mkdir(exist_ok=True)
     plan = Plan(
@@ -161,9 +163,21 @@ def _done(
 
 
 def _write_splits_given(work: Path, splits: pa.Table | None) -> None:
+    (work / "splits.npz").unlink(missing_ok=True)
     if splits is not None:
         ids, places = subject_splits.checked(splits, origin="subject splits")
         np.savez(work / "splits.npz", ids=ids, places=places)
+
+
+def _forget_other_shards(folder: Path, work: Path) -> None:
+    """Shards that an interrupted run made with other codes or splits are made anew."""
+    plan = b"".join(path.read_bytes() for path in sorted(work.glob("*.npz")))
+    digest = hashlib.sha256(plan).hexdigest()
+    file = work / "plan.sha256"
+    if not file.is_file() or file.read_text(encoding="utf-8") != digest:
+        for old in (work / "shards", folder / "data", folder / "subjects"):
+            shutil.rmtree(old, ignore_errors=True)
+        file.write_text(digest, encoding="utf-8")
 
 
 def _rows_if_direct(records: Records, part: Part, most: int) -> int | None:

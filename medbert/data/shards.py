@@ -164,8 +164,8 @@ class _Shard:
                 self._note_births(reason, np.flatnonzero(wrong), place)
                 birth[wrong] = STATIC
             early, late = births.out_of_life(birth, subject, time)
-            self._count("events_before_birth", early)
-            self._count("events_after_age_120", late)
+            for reason, bad in (("events_before_birth", early), ("events_after_age_120", late)):
+                self._note_births(reason, np.unique(subject[bad]), place, count=int(bad.sum()))
             self._keep(~(early | late))
             early, late = births.out_of_life(birth, self.stated["subject"], self.stated["start"])
             if (early | late).any():
@@ -180,16 +180,15 @@ class _Shard:
             extra = {"subject": born, "time": birth[born], "code": code}
             self.events = gather.joined([self.events, extra])
 
-    def _note_births(self, reason: str, subjects: np.ndarray, place: np.ndarray) -> None:
+    def _note_births(
+        self, reason: str, subjects: np.ndarray, place: np.ndarray, *, count: int | None = None
+    ) -> None:
         if len(subjects):
             first = int(place[subjects].min())
-            row = int(self.births["row"][first])
-            self.findings.note(
-                reason, len(subjects), self._where(int(self.birth_part[first]), row, "birth")
+            where = self._where(
+                int(self.birth_part[first]), int(self.births["row"][first]), "birth"
             )
-
-    def _count(self, reason: str, bad: np.ndarray) -> None:
-        self.findings.note(reason, int(bad.sum()), "kept out by the subject's birth")
+            self.findings.note(reason, len(subjects) if count is None else count, where)
 
     # --- visits -------------------------------------------------------------------------------
 

@@ -193,6 +193,18 @@ def test_a_source_that_changed_is_read_anew(make_store, tmp_path, monkeypatch):
     assert "B" in make_store(first._replace(parts=[part])).codes
 
 
+def test_shards_of_other_splits_are_made_anew(make_store, monkeypatch):
+    records = records_of(lives(30))
+    ids = list(range(1, 31))
+    first = pa.table({"subject_id": ids, "split": ["train"] * 30})
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr("medbert.data.finish.Made.finish", lambda *_: 1 / 0)
+        make_store(records, splits=first)
+    second = pa.table({"subject_id": ids, "split": ["train"] * 20 + ["tuning"] * 10})
+    store = make_store(records, splits=second)
+    assert sorted(store.subject_ids[store.rows("tuning")]) == ids[20:]
+
+
 def test_a_full_disk_keeps_the_work_and_says_so(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -237,8 +249,8 @@ def test_single_events_before_the_birth_or_past_120_are_kept_out_and_counted(mak
     events += [(1, "1900-01-01", "EARLY"), (1, "2100-01-01", "LATE")]
     store = make_store(records_of(events))
     assert codes_of(store, 1) == ["NEWBORN", BIRTH, *(f"C{d}" for d in range(1, 9))]
-    counts = {reason: f["count"] for reason, f in store.info["findings"].items()}
-    assert counts == {"events_before_birth": 1, "events_after_age_120": 1}
+    found = {"count": 1, "first": "handmade.csv: birth: row 9"}  # of the birth they contradict
+    assert store.info["findings"] == {"events_before_birth": found, "events_after_age_120": found}
 
 
 def test_an_age_over_120_at_most_events_is_a_wrong_birth(make_store):
