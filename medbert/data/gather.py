@@ -1,4 +1,4 @@
-"""What the map stage left of some buckets, read back from all parts."""
+"""The rows of a shard: what the map stage left in its buckets, or its parts read whole."""
 
 from __future__ import annotations
 
@@ -75,12 +75,11 @@ def joined(batches: list[Columns]) -> Columns:
     return out
 
 
-def translated(code: np.ndarray, part: np.ndarray, local: list[np.ndarray]) -> np.ndarray:
-    """Parts' own code numbers to the numbers of the dataset, in place."""
-    edges = np.searchsorted(part, np.arange(len(local) + 1))
-    for number, (first, last) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
-        if last > first:
-            code[first:last] = local[number][code[first:last]]
+def translated(code: np.ndarray, part: np.ndarray, local: Mapping[int, np.ndarray]) -> np.ndarray:
+    """Parts' own code numbers to the numbers of the dataset, in place; ``part`` is sorted."""
+    for number, mapping in local.items():
+        first, last = np.searchsorted(part, [number, number + 1])
+        code[first:last] = mapping[code[first:last]]
     return code
 
 

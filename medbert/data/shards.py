@@ -65,16 +65,16 @@ class ShardJob(NamedTuple):
 class Codes(NamedTuple):
     """Facts about the codes of a dataset, in the order of ``codes.parquet``."""
 
-    local: list[np.ndarray]  # for each part: its own number of a code -> the number, -1: no code
+    local: dict[int, np.ndarray]  # part -> its own number of a code -> the number, -1: no code
     is_diagnosis: np.ndarray
     in_no_visit: np.ndarray  # birth and death
     sexes: np.ndarray
     birth: int
 
     @classmethod
-    def read(cls, folder: Path, n_parts: int) -> Codes:
+    def read(cls, folder: Path, parts: Sequence[int]) -> Codes:
         with np.load(folder / "codes.npz") as file:
-            local = [file[f"local{i}"] for i in range(n_parts)]
+            local = {i: file[f"local{i}"] for i in parts}
             masks = {name: file[name] for name in ("is_diagnosis", "in_no_visit", "sexes")}
             return cls(local, **masks, birth=int(file["birth"]))
 
@@ -85,7 +85,7 @@ def write_shard(job: ShardJob) -> int:
     done = plan.folder / "shards" / f"{job.number}.json"
     if not done.exists():
         findings = Findings(plan.max_bad_share)
-        codes = Codes.read(plan.folder, len(plan.parts))
+        codes = Codes.read(plan.folder, job.numbers)
         shard = _Shard(job, codes, findings)
         shard.drop_impossible_ages()
         visits = shard.find_visits()
@@ -193,8 +193,7 @@ class _Shard:
     # --- visits -------------------------------------------------------------------------------
 
     def _visit(self, place: int) -> str:
-        row = int(self.stated["row"][place]) if place < len(self.stated["row"]) else -1
-        part = int(self.stated_part[place]) if place < len(self.stated_part) else 0
+        part, row = int(self.stated_part[place]), int(self.stated["row"][place])
         return self._where(part, row, "start and end of the visit")
 
     def find_visits(self) -> Stays:
