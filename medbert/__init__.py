@@ -23,9 +23,12 @@ _HOMES = {"InputError": "medbert.schema", "Store": "medbert.data.store"}
 __all__ = [
     "InputError",
     "Store",
+    "embed",
     "evaluate",
     "finetune",
     "inspect",
+    "plan",
+    "predict",
     "prepare",
     "pretrain",
     "synthesize",

@@ -34,6 +34,7 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[MASK]", "[CLS]")
 NO_TOKEN = -1  # a code that is no input at all (birth, death, a code kind left out)
 
 BIRTH, DEATH, SEX = "MEDS_BIRTH", "MEDS_DEATH", "GENDER"
+UNKNOWN_SEX, FEMALE, MALE = range(3)
 
 DATES, ORDER = "dates", "order"  # what the times of a source mean (metadata["time"])
 DAY_US = 86_400_000_000  # microseconds in a day; all times are timestamp[us]
@@ -100,6 +101,10 @@ SUBJECT_SPLITS = pa.schema(
 
 class InputError(ValueError):
     """Something the user gave cannot be used; the message says which file, what, and the cure."""
+
+
+class Unfinished(RuntimeError):
+    """Work stopped where it can be taken up: repeating the command goes on with it."""
 
 
 _ENOUGH_ROWS = 10_000  # of a file, to tell from its beginning whether it is misread
@@ -244,8 +249,8 @@ class Batch(NamedTuple):
     tokens_T int64 vocabulary ids; visit_T int64 ordinal of the visit in its subject, from 1
     (0: outside any visit); age_T float32 days since birth, NaN where unknown; offsets_B1 int64;
     rows_B int64, the row of the dataset each subject came from; stay_V float32 days, NaN where
-    unknown; visit_offsets_B1 int64 into stay_V; labels_B float32. The optional ones are None where
-    there is nothing.
+    unknown; visit_offsets_B1 int64 into stay_V; labels_B float32; sex_B int64, one of UNKNOWN_SEX,
+    FEMALE, MALE. The optional ones are None where there is nothing.
     """
 
     tokens_T: Tensor
@@ -256,6 +261,7 @@ class Batch(NamedTuple):
     stay_V: Tensor | None = None
     visit_offsets_B1: Tensor | None = None
     labels_B: Tensor | None = None
+    sex_B: Tensor | None = None
 
     @property
     def lengths_B(self) -> Tensor:

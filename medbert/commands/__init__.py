@@ -9,9 +9,12 @@ VERBS = {
     "synthesize": "invent a cohort with a known truth (MEDS)",
     "prepare": "records to a token store: codes, vocabulary, splits",
     "inspect": "what is in a store, what was wrong with it, what to change: a dataset card",
+    "plan": "how long a pretraining would take here, from a few measured steps",
     "pretrain": "train an encoder on a store: masked code and length of stay",
+    "embed": "one vector per subject, or per row of a cohort, from an encoder",
     "vocabulary_extend": "give an encoder the codes of another site",
     "finetune": "train a disease-prediction head on an encoder; predict held-out subjects",
+    "predict": "what a run says of other rows, or of another store",
     "evaluate": "compare a run with tuned baselines; write the AUC report",
 }
 

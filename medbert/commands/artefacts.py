@@ -7,7 +7,7 @@ import logging
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,24 +21,40 @@ _SETTINGS = "settings.json"
 _VERSIONS = ("medbert", "torch", "pytorch-lightning", "numpy", "pandas", "pyarrow", "scikit-learn")
 
 
+def first_process() -> bool:
+    """Whether this process writes, where several (of Lightning, torchrun or srun) work together."""
+    ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+    return not any(int(os.environ.get(rank) or 0) for rank in ranks)
+
+
 @contextmanager
 def artefact(
-    out: str | Path, *, overwrite: bool, settings: Mapping[str, Any], resumable: bool = False
+    out: str | Path,
+    *,
+    overwrite: bool,
+    settings: Mapping[str, Any],
+    resumable: bool = False,
+    free: Collection[str] = (),
+    writes: bool = True,
 ) -> Iterator[Path]:
     """Yields a working folder beside ``out`` that becomes ``out`` when the block ends well.
 
     A finished ``out`` is refused unless ``overwrite``. When the block fails, nothing is left,
     except that a ``resumable`` verb's work is kept and taken up by the next run with the same
-    ``settings``. The folder also receives ``settings.json`` and ``environment.json``.
+    ``settings`` (those named in ``free`` may differ). The folder also receives ``settings.json``
+    and ``environment.json``. A process that does not ``write`` refuses what the others would.
     """
     out = Path(out)
     work, old = out.with_name(out.name + ".partial"), out.with_name(out.name + ".old")
-    if old.exists() and not out.exists():
+    if writes and old.exists() and not out.exists():
         old.rename(out)  # killed between the two renames below
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite:
         raise InputError(f"{out}: exists; say overwrite=true to replace it, or name another out=")
     if work.exists():
-        _take_up(work, settings, resumable)
+        _take_up(work, settings, resumable, {"overwrite", *free})
+    if not writes:
+        yield work
+        return
     try:
         work.mkdir(parents=True, exist_ok=True)
         write_json(work / _SETTINGS, settings)
@@ -60,13 +76,17 @@ def artefact(
         raise
 
 
-def _take_up(work: Path, settings: Mapping[str, Any], resumable: bool) -> None:
+def _take_up(
+    work: Path, settings: Mapping[str, Any], resumable: bool, free: Collection[str]
+) -> None:
     if not resumable:
         shutil.rmtree(work)
         return
-    begun = read_json(work / _SETTINGS) if (work / _SETTINGS).is_file() else {}
-    differing = sorted(k for k in begun.keys() | settings.keys() if begun.get(k) != settings.get(k))
-    if [key for key in differing if key != "overwrite"]:
+    if not (work / _SETTINGS).is_file():
+        return  # killed, or seen by another process, before anything was begun
+    begun = read_json(work / _SETTINGS)
+    fixed = (begun.keys() | settings.keys()) - set(free)
+    if differing := sorted(key for key in fixed if begun.get(key) != settings.get(key)):
         raise InputError(
             f"{work}: unfinished work with other settings ({', '.join(differing)}); "
             "repeat the same command to finish it, or delete the folder"

@@ -14,8 +14,9 @@ from medbert.data.cohorts import Cohort
 from medbert.data.store import Store
 from medbert.model.heads import FrozenLogistic
 from medbert.schema import SPLITS, TRAIN, TUNING, InputError
-from medbert.train.fit import fit, score
+from medbert.train.fit import fit
 from medbert.train.module import TrainingModule
+from medbert.train.score import place, score
 
 
 class Rows(NamedTuple):
@@ -69,8 +70,10 @@ def train_classifier(
     classifier = recipe.head(hidden=model.hidden)
     data = {split: sequences(records, splits[split], recipe) for split in (TRAIN, TUNING)}
     if isinstance(classifier, FrozenLogistic):
+        device, budget = place(), recipe.batch_tokens
+        model.to(device)
         features = [
-            score(lambda b: classifier.features(model, b), loader(d, budget=recipe.batch_tokens))
+            score(lambda b: classifier.features(model, b), loader(d, budget=budget), device=device)
             for d in data.values()
         ]
         outcome = splits[TRAIN].labels, splits[TUNING].labels
@@ -104,10 +107,11 @@ def predict(
     recipe: Recipe,
 ) -> np.ndarray:
     """Probability of the outcome for each row."""
-    model.eval()
-    classifier.eval()
+    device = place()
+    model.to(device).eval()
+    classifier.to(device).eval()
     data = loader(sequences(records, rows, recipe), budget=recipe.batch_tokens)
-    logits = score(lambda batch: classifier.logits(model, batch), data)
+    logits = score(lambda batch: classifier.logits(model, batch), data, device=device)
     return logits.double().sigmoid().numpy()
 
 

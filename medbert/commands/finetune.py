@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import torch
 
 from medbert.commands.artefacts import artefact, write_json
+from medbert.commands.building import load_encoder
 from medbert.commands.classifier import Recipe, Rows, by_split, predict, train_classifier
 from medbert.commands.reporting import PRETRAINED, UNTRAINED, write_report
 from medbert.data.cohorts import Cohort
@@ -28,7 +29,6 @@ from medbert.schema import (
     PREDICTION_TIME,
     PROBABILITY,
     SUBJECT_ID,
-    InputError,
 )
 
 log = logging.getLogger(__name__)
@@ -97,17 +97,6 @@ def finetune(
         write_report(results, folder / "report.html", run=folder, min_count=10)
     log.info("made %s; next: medbert evaluate run=%s out=report/", out, out)
     return Path(out)
-
-
-def load_encoder(folder: str | Path, records: Store) -> torch.nn.Module:
-    """The encoder in a folder, if it speaks the store's vocabulary."""
-    config = checkpoint.read_config(Path(folder))
-    if config.get("vocabulary_sha256") != records.vocabulary.sha256:
-        raise InputError(
-            f"{folder}: trained with another vocabulary than that of {records.folder}; prepare the "
-            f"records again with `medbert prepare ... vocabulary={folder}`"
-        )
-    return checkpoint.load_module(Path(folder), "encoder")
 
 
 def _write_labels(path: Path, records: Store, splits: dict[str, Rows]) -> None:

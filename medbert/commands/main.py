@@ -13,16 +13,19 @@ import textwrap
 from collections.abc import Collection
 from importlib import resources
 from importlib.metadata import version
+from importlib.util import find_spec
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from medbert.commands import VERBS, run
 
+_TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 _QUIET = ("hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.output_subdir=null")
 
 
 def main() -> None:
-    """Entry point. Exit status 2: something given cannot be used, said in one line."""
+    """Entry point. Exit status 2: something given cannot be used, said in one line; 75: stopped,
+    and everything is saved, so that repeating the command goes on."""
     arguments = sys.argv[1:]
     if "_".join(arguments[:2]) in VERBS:
         arguments[:2] = ["_".join(arguments[:2])]
@@ -49,15 +52,21 @@ def main() -> None:
 def _run_with_hydra(verb: str, words: list[str]) -> None:
     import hydra
 
-    from medbert.schema import InputError
+    from medbert.commands.artefacts import first_process
+    from medbert.schema import InputError, Unfinished
 
     def task(config: Any) -> Any:
-        _log_to_terminal()
+        _log_to_terminal(logging.INFO if first_process() else logging.ERROR)
+        _can_be_repeated(verb, words)
         try:
             run(verb, config)
         except InputError as error:
             sys.stderr.write(f"medbert {_spoken(verb)}: {error}\n")
             sys.exit(2)
+        except Unfinished as stop:
+            if first_process():  # a launcher would end the first one for the status of another
+                sys.stderr.write(f"medbert {_spoken(verb)}: {stop}\n")
+                sys.exit(_TRY_AGAIN)
 
     with TemporaryDirectory() as place:  # for what Hydra itself writes of several runs
         own = [*_QUIET, "hydra.run.dir=.", f"hydra.sweep.dir={place}", "hydra.sweep.subdir=."]
@@ -66,7 +75,14 @@ def _run_with_hydra(verb: str, words: list[str]) -> None:
         hydra.main(version_base="1.3", config_path="pkg://medbert.conf", config_name=verb)(task)()
 
 
-def _log_to_terminal() -> None:
+def _can_be_repeated(verb: str, words: list[str]) -> None:
+    """To start the other processes of a machine, Lightning repeats the module that is ``__main__``
+    with ``sys.argv``; a console script is no module, and the argv there now is Hydra's."""
+    sys.argv = [sys.argv[0], verb, *words]
+    sys.modules["__main__"].__spec__ = find_spec("medbert.commands.main")
+
+
+def _log_to_terminal(level: int) -> None:
     handler: logging.Handler = logging.StreamHandler()
     if sys.stderr.isatty():
         from rich.logging import RichHandler
@@ -75,7 +91,7 @@ def _log_to_terminal() -> None:
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("medbert")
     logger.handlers, logger.propagate = [handler], False
-    logger.setLevel(logging.INFO)
+    logger.setLevel(level)
 
 
 def _spoken(verb: str) -> str:
@@ -133,3 +149,7 @@ def _composed(verb: str, words: list[str]) -> str:
             return OmegaConf.to_yaml(compose(verb, overrides=words))
         except HydraException as error:
             sys.exit(f"medbert {verb}: {error}")
+
+
+if __name__ == "__main__":
+    main()

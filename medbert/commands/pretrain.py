@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 
-from medbert.commands.artefacts import artefact, write_json
+from medbert.commands.artefacts import artefact, first_process, write_json
+from medbert.commands.building import pretraining, pretraining_advice, training_sequences
 from medbert.data.batches import Sequences, loader
+from medbert.data.entropy import chance, fit_pairs
 from medbert.data.store import Store
 from medbert.model import checkpoint
+from medbert.model.attention import places
 from medbert.schema import TRAIN, TUNING, InputError
+from medbert.train.diagnostics import EpochLine
 from medbert.train.fit import fit
+from medbert.train.learning import by_frequency, hide, masked_term
 from medbert.train.module import TrainingModule
+from medbert.train.score import place
 
 log = logging.getLogger(__name__)
+
+_FREE = ("checkpoint_minutes", "time_limit")  # settings that do not change what is learned
 
 
 def pretrain(
@@ -30,8 +41,11 @@ def pretrain(
     trainer: Callable[..., Any],
     max_tokens: int,
     batch_tokens: int,
+    compiler: str | None,
     patience: int,
     ckpt_path: str | None,
+    checkpoint_minutes: float,
+    time_limit: str | int | None,
     seed: int,
     out: str,
     overwrite: bool,
@@ -39,60 +53,118 @@ def pretrain(
 ) -> Path:
     """Writes the encoder folder ``out`` (weights, config, vocabulary, metrics) and returns it.
 
-    Held-out subjects are never read. An unfinished run is taken up after its last whole epoch.
+    Held-out subjects are never read. A run that was killed is taken up at its last checkpoint and
+    ends with the weights of an unbroken one; one that was told to stop raises ``Unfinished``. Of
+    several processes that share the work, the first one writes.
     """
+    deadline = _deadline(time_limit)
     records = Store(store)
-    with artefact(out, overwrite=overwrite, settings=settings, resumable=True) as folder:
-        data = {split: _sequences(records, split, max_tokens) for split in (TRAIN, TUNING)}
-        torch.manual_seed(seed)
-        model = encoder(vocabulary_size=len(records.vocabulary))
-        counts = torch.from_numpy(records.vocabulary.counts.copy())
-        goal = objective(
-            vocabulary_size=len(records.vocabulary), hidden=model.hidden, counts=counts
+    writes = first_process()
+    with artefact(
+        out, overwrite=overwrite, settings=settings, resumable=True, free=_FREE, writes=writes
+    ) as folder:
+        data = {s: training_sequences(records, s, max_tokens) for s in (TRAIN, TUNING)}
+        _tell_what_is_read(data, records, max_tokens)
+        module = pretraining(
+            records,
+            encoder=encoder,
+            objective=objective,
+            optimizer=optimizer,
+            compiler=compiler,
+            seed=seed,
         )
-        module = TrainingModule(encoder=model, objective=goal, optimizer=optimizer, seed=seed)
+        tuning = loader(data[TUNING], budget=batch_tokens)
+        by_chance = _by_chance(data[TRAIN], tuning, records, module.objective, seed)
         metrics = fit(
             module,
-            train=loader(data[TRAIN], budget=batch_tokens, seed=seed, shuffle=True),
-            tuning=loader(data[TUNING], budget=batch_tokens),
+            train=loader(data[TRAIN], budget=batch_tokens, seed=seed, shuffle=True, shared=True),
+            tuning=loader(data[TUNING], budget=batch_tokens, shared=True),
             trainer=trainer,
             folder=folder,
             monitor="tuning/loss",
             mode="min",
             patience=patience,
             ckpt_path=ckpt_path,
+            checkpoint_minutes=checkpoint_minutes,
+            deadline=deadline,
+            line=_line(by_chance, module),
         )
-        vocabulary = {"vocabulary_sha256": records.vocabulary.sha256}
-        checkpoint.save_module(folder, modules={"encoder": model}, extra=vocabulary)
-        records.vocabulary.save(folder / "vocabulary.parquet")
-        write_json(folder / "metrics.json", metrics)
+        if not writes:
+            return Path(out)
+        _write(folder, module, records, {**metrics, "by_chance": by_chance}, tuning)
         shutil.rmtree(folder / "checkpoints")
-    _say_what_was_learned(metrics)
+    _tell_what_was_learned(metrics, by_chance, data[TRAIN], settings, records)
     log.info("made %s; next: medbert finetune store=%s encoder_dir=%s task=dhf", out, store, out)
     return Path(out)
 
 
-def _sequences(records: Store, split: str, max_tokens: int) -> Sequences:
-    data = Sequences(records, records.rows(split), max_tokens=max_tokens)
-    if not len(data):
-        raise InputError(f"{records.folder}: no subjects in the {split} split to pretrain on")
-    counts = (len(data), data.lengths.sum(), len(records.vocabulary), data.n_shortened, max_tokens)
-    log.info(
-        "%s: %s subjects, %s codes, vocabulary %s; %s subjects keep only their latest %s codes",
-        split,
-        *(f"{count:,}" for count in counts),
-    )
-    return data
+def _line(by_chance: dict[str, float], module: TrainingModule) -> EpochLine:
+    pairs = by_chance.get("visit_pairs")
+    return EpochLine(visit_pairs=pairs, places=partial(places, module.encoder))
 
 
-def _say_what_was_learned(metrics: dict[str, float]) -> None:
-    log.info("best epoch %d, tuning loss %.3f", metrics["best_epoch"], metrics["tuning/loss"])
-    code, unigram = (metrics.get(f"tuning/{name}") for name in ("masked_code", "unigram"))
-    if code is not None and unigram is not None and code > unigram:
-        log.warning(
-            "the masked-code loss (%.3f) is not below that of code frequencies alone (%.3f): the "
-            "encoder has learned no more than which codes are common; train longer, raise "
-            "optimizer.lr, or raise rule.min_subjects when preparing",
-            code,
-            unigram,
+def _by_chance(
+    train: Sequences, tuning: DataLoader, records: Store, objective: Any, seed: int
+) -> dict[str, float]:
+    """What code frequencies, and pairs of codes, alone would score on the same hidden codes."""
+    if masked_term(objective) is None:
+        return {}
+    pairs = fit_pairs(train, counts=records.vocabulary.counts, seed=seed)
+    return chance(pairs, tuning, hide=partial(hide, objective))
+
+
+def _write(
+    folder: Path,
+    module: TrainingModule,
+    records: Store,
+    metrics: dict[str, Any],
+    tuning: DataLoader,
+) -> None:
+    extra = {"vocabulary_sha256": records.vocabulary.sha256}
+    checkpoint.save_module(folder, modules={"encoder": module.encoder}, extra=extra)
+    records.vocabulary.save(folder / "vocabulary.parquet")
+    counts = torch.from_numpy(records.vocabulary.counts.copy())
+    module.to(place())
+    found = by_frequency(module.encoder, module.objective, tuning, counts=counts)
+    write_json(folder / "metrics.json", {**metrics, "by_frequency": found})
+
+
+def _deadline(time_limit: str | int | None) -> float | None:
+    """When to stop, by ``time.monotonic()``; YAML reads 02:30:00 as a number of seconds."""
+    if time_limit is None:
+        return None
+    parts = str(time_limit).split(":")
+    if len(parts) > 3 or not all(part.isdecimal() for part in parts):
+        raise InputError(f"time_limit={time_limit}: expected HH:MM:SS, or seconds")
+    return time.monotonic() + sum(60**i * int(part) for i, part in enumerate(reversed(parts)))
+
+
+def _tell_what_is_read(data: dict[str, Sequences], records: Store, max_tokens: int) -> None:
+    for split, of_split in data.items():
+        log.info(
+            "%s: %s subjects, %s codes, vocabulary %s; %s subjects keep only their latest %s codes",
+            split,
+            *(f"{n:,}" for n in (len(of_split), of_split.lengths.sum(), len(records.vocabulary))),
+            *(f"{n:,}" for n in (of_split.n_shortened, max_tokens)),
         )
+
+
+def _tell_what_was_learned(
+    metrics: dict[str, float],
+    by_chance: dict[str, float],
+    train: Sequences,
+    settings: dict[str, Any],
+    records: Store,
+) -> None:
+    log.info("best epoch %d, tuning loss %.3f", metrics["best_epoch"], metrics["tuning/loss"])
+    for text in pretraining_advice(
+        settings,
+        steps=int(metrics["steps"]),
+        subjects=len(train),
+        codes=int(train.lengths.sum()),
+        vocabulary=len(records.vocabulary),
+        loss=metrics.get("tuning/masked_code"),
+        unigram=metrics.get("tuning/unigram"),
+        visit_pairs=by_chance.get("visit_pairs"),
+    ):
+        log.warning("%s", text)

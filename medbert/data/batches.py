@@ -6,10 +6,22 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from torch import distributed
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from medbert.data.store import History, Store
-from medbert.schema import DATES, DAY_US, NO_TOKEN, STATIC, Batch
+from medbert.schema import (
+    DATES,
+    DAY_US,
+    FEMALE,
+    MALE,
+    NO_TOKEN,
+    SEX,
+    STATIC,
+    UNKNOWN_SEX,
+    Batch,
+    InputError,
+)
 
 _CHUNK = 20_000  # histories read at once when only their lengths are wanted
 _BIN = 1.1  # subjects whose lengths are within this factor may share a batch
@@ -39,6 +51,10 @@ class Sequences(Dataset[Batch]):
         full = np.concatenate(lengths) if lengths else np.zeros(0, np.int64)
         self.lengths = np.minimum(full, max_tokens)
         self.n_shortened = int((full > max_tokens).sum())
+        self._sex_of_code = np.full(len(store.codes), UNKNOWN_SEX)
+        for sex, letter in ((FEMALE, "F"), (MALE, "M")):
+            of_sex = [i for i, code in enumerate(store.codes) if code == f"{SEX}//{letter}"]
+            self._sex_of_code[of_sex] = sex
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -57,11 +73,19 @@ class Sequences(Dataset[Batch]):
             stay_V=torch.from_numpy(history.stay_V.astype(np.float32)),
             visit_offsets_B1=torch.from_numpy(history.visit_offsets_B1),
             labels_B=None if labels is None else torch.from_numpy(labels.astype(np.float32)),
+            sex_B=torch.from_numpy(self._sex(history)),
         )
 
     def _history(self, indices: np.ndarray) -> History:
         until = None if self.until is None else self.until[indices]
         return self.store.history(self.rows[indices], until=until)
+
+    def _sex(self, history: History) -> np.ndarray:
+        sex_B = np.full(len(history.birth_B), UNKNOWN_SEX)
+        sex_T = self._sex_of_code[history.code_T]
+        said = np.flatnonzero(sex_T)
+        sex_B[np.searchsorted(history.offsets_B1, said, side="right") - 1] = sex_T[said]
+        return sex_B
 
     def _age(self, history: History) -> np.ndarray:
         birth_T = np.repeat(history.birth_B, np.diff(history.offsets_B1))
@@ -97,44 +121,83 @@ class TokenBudgetSampler(Sampler[np.ndarray]):
     """Yields batches of row indices: at most ``budget`` tokens, subjects of nearly equal length.
 
     The order is a pure function of ``seed`` and the epoch; the number of batches is the same in
-    every epoch. A subject longer than the budget makes a batch of its own.
+    every epoch. A subject longer than the budget makes a batch of its own. ``start`` batches of
+    the next epoch are passed over. Where several processes train, a ``shared`` sampler makes the
+    batches of one process: if they are shuffled, each process takes its part of every batch
+    (every n-th subject, so that lengths are alike; a batch has at least one for each), else whole
+    batches in turn (all of them, where there are fewer than processes).
     """
 
-    def __init__(self, lengths: np.ndarray, *, budget: int, seed: int, shuffle: bool) -> None:
-        self.seed, self.shuffle, self.epoch = seed, shuffle, 0
+    def __init__(
+        self, lengths: np.ndarray, *, budget: int, seed: int, shuffle: bool, shared: bool = False
+    ) -> None:
+        self.budget, self.seed, self.shuffle, self.shared = budget, seed, shuffle, shared
+        self.epoch, self.start = 0, 0
         bin_of = np.ceil(np.log(np.maximum(lengths, 1)) / np.log(_BIN))
         self._order = np.argsort(bin_of, kind="stable")
         self._bin = bin_of[self._order]
         cost = np.floor(_BIN**self._bin)  # a bound on the length that holds for the whole bin
-        self._bounds = _boundaries(np.cumsum(cost), budget)
+        self._total = np.cumsum(cost)
+        self._bounds: dict[int, np.ndarray] = {}
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self._bounds) - 1
+        rank, world = self._place()
+        batches = range(len(self._cuts()) - 1)
+        return len(batches if self.shuffle or len(batches) < world else batches[rank::world])
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        order, batches = self._order, np.arange(len(self))
+        (rank, world), bounds, order = self._place(), self._cuts(), self._order
+        batches, start, self.start = np.arange(len(bounds) - 1), self.start, 0
         if self.shuffle:
             random = np.random.default_rng([self.seed, self.epoch])
             order = order[np.lexsort((random.random(len(order)), self._bin))]
             batches = random.permutation(batches)
-        for i in batches:
-            yield order[self._bounds[i] : self._bounds[i + 1]]
+        elif len(batches) >= world:
+            batches = batches[rank::world]
+        part = slice(rank, None, world) if self.shuffle else slice(None)
+        for i in batches[start:]:
+            yield order[bounds[i] : bounds[i + 1]][part]
+
+    def _place(self) -> tuple[int, int]:
+        """Which process this is, and of how many: known only once they have met."""
+        if self.shared and distributed.is_available() and distributed.is_initialized():
+            return distributed.get_rank(), distributed.get_world_size()
+        return 0, 1
+
+    def _cuts(self) -> np.ndarray:
+        least = self._place()[1] if self.shuffle else 1
+        if least > len(self._total):
+            raise InputError(
+                f"{len(self._total)} subjects cannot be shared by {least} processes: "
+                "set trainer.devices lower"
+            )
+        if least not in self._bounds:
+            self._bounds[least] = _boundaries(self._total, self.budget, least=least)
+        return self._bounds[least]
 
 
-def _boundaries(total: np.ndarray, budget: int) -> np.ndarray:
-    """Cuts a running total into consecutive pieces of at most ``budget`` (or one item)."""
+def _boundaries(total: np.ndarray, budget: int, *, least: int = 1) -> np.ndarray:
+    """Cuts a running total into consecutive pieces of at most ``budget`` (or ``least`` items)."""
     bounds = [0]
     while bounds[-1] < len(total):
         spent = total[bounds[-1] - 1] if bounds[-1] else 0
         fits = int(np.searchsorted(total, spent + budget, side="right"))
-        bounds.append(max(fits, bounds[-1] + 1))
+        bounds.append(min(max(fits, bounds[-1] + least), len(total)))
+    if len(bounds) > 2 and bounds[-1] - bounds[-2] < least:  # too few are left: from the one before
+        bounds[-2] = bounds[-1] - least
+        if bounds[-2] - bounds[-3] < least:
+            del bounds[-2]
     return np.array(bounds)
 
 
-def loader(data: Sequences, *, budget: int, seed: int = 0, shuffle: bool = False) -> DataLoader:
+def loader(
+    data: Sequences, *, budget: int, seed: int = 0, shuffle: bool = False, shared: bool = False
+) -> DataLoader:
     """A DataLoader of ready batches; reading is a few array copies, so no worker processes."""
-    sampler = TokenBudgetSampler(data.lengths, budget=budget, seed=seed, shuffle=shuffle)
+    sampler = TokenBudgetSampler(
+        data.lengths, budget=budget, seed=seed, shuffle=shuffle, shared=shared
+    )
     return DataLoader(data, batch_size=None, sampler=sampler)

@@ -8,6 +8,7 @@ from medbert.data.visits import heads
 from medbert.schema import DAY_US, STATIC
 
 Columns = dict[str, np.ndarray]
+_ODD = (0x9E3779B1, 0x85EBCA77)  # multipliers that spread the bits of a number (xxHash, PCG)
 
 _KEY_BITS = 64
 _RUN = 1_000  # events in order on average, from which on merging is faster than sorting
@@ -62,6 +63,41 @@ def _break_ties(events: Columns, by: np.ndarray, same: np.ndarray, extra: list[s
 def _bits(column: np.ndarray) -> np.ndarray:
     """Float columns as integers, so that a missing value equals a missing value."""
     return column.view(np.int32) if column.dtype == np.float32 else column
+
+
+class Shuffle:
+    """Numbers that put the codes of one moment into an order without meaning, other for each
+    subject: in the order of their names, a code would give its neighbours away.
+
+    A one-to-one map of the codes below ``n_codes``, the same for a subject wherever it is stored.
+    """
+
+    def __init__(self, ids: np.ndarray, n_codes: int) -> None:
+        bits = max(1, (n_codes - 1).bit_length())
+        self.full, self.half = np.uint32((1 << bits) - 1), np.uint32((bits + 1) // 2)
+        self.salt_S = ((ids.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)) & (
+            np.uint64(self.full)
+        )
+        self.salt_S = self.salt_S.astype(np.uint32)
+
+    def apply(self, events: Columns) -> None:
+        """Replaces ``code`` (int32, at least 0) of ``events``."""
+        code = events["code"].view(np.uint32) ^ self.salt_S[events["subject"]]
+        for odd in _ODD:
+            code *= np.uint32(odd)
+            code &= self.full
+            code ^= code >> self.half
+        events["code"] = code.view(np.int32)
+
+    def undo(self, events: Columns) -> None:
+        """Takes ``apply`` back, in any order of the events."""
+        code = events["code"].view(np.uint32).copy()
+        for odd in reversed(_ODD):
+            code ^= code >> self.half
+            code *= np.uint32(pow(odd, -1, 1 << 32))
+            code &= self.full
+        code ^= self.salt_S[events["subject"]]
+        events["code"] = code.view(np.int32)
 
 
 class _Packing:

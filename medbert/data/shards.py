@@ -223,9 +223,12 @@ class _Shard:
         return stays if self.plan.visit.named else stays.take(np.zeros(0, np.int64))
 
     def sort(self) -> None:
-        """By subject, time (static first), rank and code; exact repeats are dropped."""
+        """By subject, time (static first) and rank, codes shuffled; exact repeats are dropped."""
         before = len(self.events["subject"])
+        shuffle = order.Shuffle(self.ids, len(self.codes.is_diagnosis))
+        shuffle.apply(self.events)
         self.events = order.sorted_distinct(self.events)
+        shuffle.undo(self.events)
         self.changed["duplicate_events_dropped"] = before - len(self.events["subject"])
         self._drop_conflicting_sexes()
 

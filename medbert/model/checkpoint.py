@@ -222,7 +222,7 @@ def from_hugging_face(
             f"not the weights of a BertModel: {layers} layers, missing {first[0]}, unknown "
             f"{first[1]}; {cure}"
         )
-    sizes = {**_sizes(theirs), "layers": layers, "heads": heads}
+    sizes: dict[str, Any] = {**_sizes(theirs), "layers": layers, "heads": heads}
     encoder = BertEncoder(**sizes, dropout=dropout, attention_dropout=dropout)
     ours = {
         our_key: torch.cat([theirs[key] for key in their_keys]) for our_key, their_keys in names

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medbert.model.attention import Groups, SelfAttention, length_groups
+from medbert.model.attention import Packing, SelfAttention, pack
+from medbert.model.dropout import Dropout
 from medbert.schema import DAYS_PER_YEAR, Batch
 
 NORM_EPSILON = 1e-12
@@ -27,7 +28,7 @@ class BertEncoder(nn.Module):
     visits share the last row. ``ages`` > 0 adds an embedding of the age in whole years (the idea of
     BEHRT, Li et al. 2020): that many rows from 0 upwards, and one more where age is unknown.
     ``dropout`` acts on embeddings and the output of both sublayers, ``attention_dropout`` on the
-    attention probabilities (on a CPU it costs more than all the rest: two thirds of a step).
+    attention probabilities. ``attention`` chooses how they are computed (see ``attention``).
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class BertEncoder(nn.Module):
         positions: int,
         visits: int,
         ages: int = 0,
+        attention: str = "auto",
     ) -> None:
         super().__init__()
         self.config: dict[str, Any] = {
@@ -56,6 +58,7 @@ class BertEncoder(nn.Module):
             "positions": positions,
             "visits": visits,
             "ages": ages,
+            "attention": attention,
         }
         self.hidden = hidden
         self.codes = nn.Embedding(vocabulary_size, hidden)
@@ -63,7 +66,7 @@ class BertEncoder(nn.Module):
         self.visits = nn.Embedding(visits, hidden)
         self.ages = nn.Embedding(ages + 1, hidden) if ages else None
         self.norm = nn.LayerNorm(hidden, eps=NORM_EPSILON)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.layers = nn.ModuleList(
             Layer(
                 heads=heads,
@@ -78,15 +81,16 @@ class BertEncoder(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """(T, D), in the order of the batch. Raises ValueError if a subject is too long."""
-        groups = length_groups(batch.offsets_B1)
-        self._check_length(groups.longest)
+        dropping = self.training and self.config["attention_dropout"] > 0
+        packing = pack(batch.offsets_B1, kind=self.config["attention"], dropout=dropping)
+        self._check_length(packing.longest)
         hidden_TD = self.embed(batch)
-        if not groups.indices:
+        if not packing.n_places:
             return hidden_TD
-        hidden_PD = hidden_TD.index_select(0, groups.token_P)
+        hidden_PD = packing.enter(hidden_TD)
         for layer in self.layers:
-            hidden_PD = layer(hidden_PD, groups)
-        return hidden_PD.index_select(0, groups.place_T)
+            hidden_PD = layer(hidden_PD, packing)
+        return packing.leave(hidden_PD)
 
     def embed(self, batch: Batch) -> Tensor:
         """What each token is, where it stands and in which visit, before any attention (T, D)."""
@@ -124,10 +128,10 @@ class Layer(nn.Module):
         self.widen = nn.Linear(hidden, feed_forward)
         self.narrow = nn.Linear(feed_forward, hidden)
         self.output_norm = nn.LayerNorm(hidden, eps=NORM_EPSILON)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
-    def forward(self, hidden_PD: Tensor, groups: Groups) -> Tensor:
-        attended_PD = self.attention(hidden_PD, groups)
+    def forward(self, hidden_PD: Tensor, packing: Packing) -> Tensor:
+        attended_PD = self.attention(hidden_PD, packing)
         hidden_PD = self.attention_norm(hidden_PD + self.dropout(attended_PD))
         change_PD = self.narrow(F.gelu(self.widen(hidden_PD)))
         return self.output_norm(hidden_PD + self.dropout(change_PD))

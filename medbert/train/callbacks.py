@@ -1,17 +1,12 @@
-"""What Lightning does not have: the best weights kept, and a readable line per epoch."""
+"""What Lightning does not have: the best weights kept, and an end that stays one."""
 
 from __future__ import annotations
 
-import logging
-import time
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.callbacks import EarlyStopping
 from torch import Tensor
-
-from medbert.schema import Batch
-
-log = logging.getLogger(__name__)
 
 
 class KeepBest(pl.Callback):
@@ -44,30 +39,9 @@ class KeepBest(pl.Callback):
         self.weights = state_dict["weights"]
 
 
-class EpochLine(pl.Callback):
-    """Logs one line per epoch: tuning metrics beside what frequencies alone would score, speed."""
+class Patience(EarlyStopping):
+    """Early stopping that a run taken up after its last epoch remembers."""
 
-    def __init__(self) -> None:
-        self._tokens, self._begun = 0, 0.0
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._tokens, self._begun = 0, time.perf_counter()
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
-        self._tokens += len(batch.tokens_T)
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._seconds = max(time.perf_counter() - self._begun, 1e-9)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
-        shown = {k.removeprefix("tuning/"): v for k, v in metrics.items() if "tuning/" in k}
-        code, unigram = shown.pop("masked_code", None), shown.pop("unigram", None)
-        parts = [f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"]
-        if code is not None and unigram is not None:
-            parts.append(f"masked code {code:.3f} (code frequencies alone: {unigram:.3f})")
-        parts += [f"{name.replace('_', ' ')} {value:.3f}" for name, value in shown.items()]
-        parts.append(f"{self._tokens / self._seconds:,.0f} tokens/s")
-        log.info(" | ".join(parts))
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.stopped_epoch or self.wait_count >= max(self.patience, 1):
+            trainer.should_stop = True

@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 import medbert
 from medbert import InputError
-from medbert.train.callbacks import EpochLine
+from medbert.train.checkpoints import Checkpoints
 
 QUICK = {"max_epochs": 1, "accelerator": "cpu"}
 
@@ -106,7 +106,7 @@ def test_an_unbroken_and_a_resumed_run_give_the_same_encoder(made, tmp_path, mon
 
     pretrain(tmp_path / "unbroken")
     with monkeypatch.context() as patch:
-        patch.setattr(EpochLine, "on_train_epoch_start", die)
+        patch.setattr(Checkpoints, "on_train_epoch_start", die)
         with pytest.raises((KeyboardInterrupt, SystemExit)):
             pretrain(tmp_path / "broken")
     assert not (tmp_path / "broken").exists() and (tmp_path / "broken.partial").is_dir()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from medbert.model.attention import length_groups
+from medbert.model.attention import LengthGroups
 from medbert.model.checkpoint import from_hugging_face, to_hugging_face
 from medbert.model.encoder import BertEncoder, age_row
 from medbert.schema import Batch, InputError
@@ -145,7 +145,7 @@ def test_training_mode_drops_out_and_stays_finite() -> None:
 
 def test_groups_hold_every_token_once_and_lengths_within_a_tenth() -> None:
     batch = lay(subjects(RAGGED))
-    groups = length_groups(batch.offsets_B1)
+    groups = LengthGroups(batch.offsets_B1)
     assert torch.equal(groups.token_P[groups.place_T], torch.arange(sum(RAGGED)))
     real = []
     for index_GL, mask_GL in zip(groups.indices, groups.masks, strict=True):
@@ -159,7 +159,7 @@ def test_groups_hold_every_token_once_and_lengths_within_a_tenth() -> None:
 
 
 def test_equal_lengths_need_no_mask() -> None:
-    assert length_groups(torch.tensor([0, 5, 10, 10, 15])).masks == [None]
+    assert LengthGroups(torch.tensor([0, 5, 10, 10, 15])).masks == [None]
 
 
 def test_a_batch_without_tokens_is_empty() -> None:

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 
 from medbert.model.encoder import BertEncoder
+from medbert.model.masking import fixed_draws
 from medbert.model.objectives import (
     MaskedCode,
     Objective,
     ProlongedStay,
-    fixed_draws,
     masked_code,
     masked_code_and_stay,
     prolonged_stay,
@@ -172,6 +172,7 @@ def test_fixed_draws_are_the_published_hash() -> None:
 def test_unigram_metric_is_the_add_one_frequency() -> None:
     counts = torch.arange(VOCABULARY) * 3
     term, model, given = masked(counts=counts, rate=None, static=True), encoder(), batch([4, 6])
+    term.eval()
     _, target = term.corrupt(given)
     output = Objective({"x": term}, {"x": 1.0})(model, given)
     total = sum(3 * code + 1 for code in range(SPECIALS, VOCABULARY))
@@ -188,21 +189,30 @@ def test_masked_code_loss_and_accuracy_are_those_of_a_full_output_layer() -> Non
     logits_TC = term.norm(F.gelu(term.dense(hidden_TD))) @ model.codes.weight.T + term.bias
     logits_MC = logits_TC[target.place_M]
     output = term.loss(model, hidden_TD, shown, target)
-    torch.testing.assert_close(output.loss, F.cross_entropy(logits_MC, target.code_M))
+    judged = term.eval().loss(model, hidden_TD, shown, target)
+    for made in (output, judged):
+        torch.testing.assert_close(made.loss, F.cross_entropy(logits_MC, target.code_M))
+        assert torch.equal(made.metrics["masked_code"], made.loss.detach())
     for k in (1, 10):
         hits_M = (logits_MC.topk(k).indices == target.code_M[:, None]).any(1)
-        assert output.metrics[f"top{k}"].item() == pytest.approx(hits_M.float().mean().item())
-    assert torch.equal(output.metrics["masked_code"], output.loss.detach())
+        assert judged.metrics[f"top{k}"].item() == pytest.approx(hits_M.float().mean().item())
     output.loss.backward()
     assert all(weight.grad is not None for weight in [*term.parameters(), model.codes.weight])
 
 
 def test_a_constant_model_has_no_accuracy() -> None:
-    term, model, given = masked(static=True), encoder(), batch([20, 30])
+    term, model, given = masked(static=True, start_at_unigram=False), encoder(), batch([20, 30])
     torch.nn.init.zeros_(model.codes.weight)
-    metrics = Objective({"x": term}, {"x": 1.0})(model, given).metrics
+    metrics = Objective({"x": term}, {"x": 1.0}).eval()(model, given).metrics
     assert metrics["top1"] == metrics["top10"] == 0
     assert metrics["masked_code"].item() == pytest.approx(math.log(VOCABULARY), rel=1e-5)
+
+
+def test_training_can_start_at_the_code_frequencies() -> None:
+    term, model, given = masked(counts=torch.arange(VOCABULARY) * 50), encoder(), batch([200, 250])
+    torch.nn.init.zeros_(model.codes.weight)
+    metrics = Objective({"x": term}, {"x": 1.0}).eval()(model, given).metrics
+    assert metrics["masked_code"].item() == pytest.approx(metrics["unigram"].item(), rel=1e-3)
 
 
 @pytest.mark.parametrize("lengths", [[3, 2], [0, 0]])
@@ -268,7 +278,7 @@ def test_a_sum_weighs_its_terms_and_runs_the_encoder_once() -> None:
     arguments = {"rate": 0.3, "static": True, "days": 7, "seed": 2}
     shared = {"vocabulary_size": VOCABULARY, "hidden": HIDDEN, "counts": [1] * VOCABULARY}
     both = masked_code_and_stay(masked_code_weight=2.0, stay_weight=0.5, **arguments, **shared)
-    output = both(model, given)
+    output = both.eval()(model, given)
     assert len(passes) == 1
     assert output.metrics.keys() == {"masked_code", "unigram", "top1", "top10", "prolonged_stay"}
     parts = 2 * output.metrics["masked_code"] + 0.5 * output.metrics["prolonged_stay"]

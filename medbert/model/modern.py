@@ -1,0 +1,232 @@
+"""An encoder with what has proved better since BERT; every part of it is one argument.
+
+Layers that normalise before they work and add without biases (Xiong et al. 2020, arXiv 2002.04745),
+a gated feed-forward network (Shazeer 2020, arXiv 2002.05202), and rotary position (Su et al. 2021,
+arXiv 2104.09864) that turns with time: what one code makes of another depends on the days between
+them, however old the subject is. Age and sex may be told beside.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medbert.model.attention import Packing, SelfAttention, pack
+from medbert.model.dropout import Dropout
+from medbert.model.encoder import INITIAL_DEVIATION
+from medbert.schema import DAYS_PER_YEAR, MALE, UNKNOWN_SEX, Batch
+
+TIMES = ("age", "order", "both", "none")
+# Of the rotations, in days (or codes). The fastest tells days of a week apart, and hours a little;
+# the slowest does not come round within a life.
+SHORTEST, LONGEST = 7.0, 100 * DAYS_PER_YEAR
+LONGEST_AGE, AGE_WAVES = 160.0, 6  # years; each wave is half as long as the one before
+
+
+class ModernEncoder(nn.Module):
+    """Turns a batch into one hidden vector per token.
+
+    ``time`` is what attention turns by: ``age``, the days between codes (see ``days``); ``order``,
+    the codes between them; ``both``, half of each head by either; ``none``. In a store the codes of
+    one moment stand in no order, so ``age`` loses nothing but the number of codes between.
+    Added to every token are, each by its own switch: ``ages``, a smooth function of the age;
+    ``sex``; ``visits`` > 0, an embedding of the visit ordinal (later ones share the last row);
+    ``positions``, a learned absolute position, which alone bounds the codes of a subject (null: no
+    bound). ``gated``: GELU(gate) * value in place of GELU, each ``feed_forward`` wide. ``dropout``
+    acts on the sum of the embeddings and the output of both sublayers.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocabulary_size: int,
+        layers: int,
+        heads: int,
+        hidden: int,
+        feed_forward: int,
+        dropout: float,
+        attention_dropout: float,
+        time: str = "age",
+        ages: bool = True,
+        sex: bool = True,
+        visits: int = 0,
+        positions: int | None = None,
+        gated: bool = True,
+        attention: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = {
+            "vocabulary_size": vocabulary_size,
+            "layers": layers,
+            "heads": heads,
+            "hidden": hidden,
+            "feed_forward": feed_forward,
+            "dropout": dropout,
+            "attention_dropout": attention_dropout,
+            "time": time,
+            "ages": ages,
+            "sex": sex,
+            "visits": visits,
+            "positions": positions,
+            "gated": gated,
+            "attention": attention,
+        }
+        _check_turns(time, heads=heads, hidden=hidden)
+        self.hidden, self.time, self.turns = hidden, time, hidden // heads // 2
+        self.codes = nn.Embedding(vocabulary_size, hidden)
+        self.ages = nn.Linear(2 * AGE_WAVES + 1, hidden, bias=False) if ages else None
+        self.sex = nn.Embedding(MALE + 1, hidden) if sex else None
+        self.visits = nn.Embedding(visits, hidden) if visits else None
+        self.positions = nn.Embedding(positions, hidden) if positions else None
+        self.norm = nn.LayerNorm(hidden, bias=False)
+        self.dropout = Dropout(dropout)
+        self.layers = nn.ModuleList(
+            PreNormLayer(
+                heads=heads,
+                hidden=hidden,
+                feed_forward=feed_forward,
+                dropout=dropout,
+                attention_dropout=attention_dropout,
+                gated=gated,
+            )
+            for _ in range(layers)
+        )
+        self.final_norm = nn.LayerNorm(hidden, bias=False)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """BERT's start; what is added to the residual stream starts smaller, the more layers."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=INITIAL_DEVIATION)
+        for name, weight in self.named_parameters():
+            if name.endswith(("attention.output.weight", "narrow.weight")):
+                nn.init.normal_(weight, std=INITIAL_DEVIATION / math.sqrt(2 * len(self.layers)))
+
+    def forward(self, batch: Batch) -> Tensor:
+        """(T, D), in the order of the batch. Raises ValueError if ``positions`` are too few."""
+        dropping = self.training and self.config["attention_dropout"] > 0
+        packing = pack(batch.offsets_B1, kind=self.config["attention"], dropout=dropping)
+        if self.positions is not None and packing.longest > self.positions.num_embeddings:
+            raise ValueError(
+                f"a subject of this batch has {packing.longest} codes, but the encoder has "
+                f"{self.positions.num_embeddings} positions: truncate histories when making "
+                "batches, or pretrain with encoder.positions=null"
+            )
+        hidden_TD = self.embed(batch)
+        if not packing.n_places:
+            return hidden_TD
+        turn = None
+        if self.time != "none":
+            angle_Pe = packing.enter(angles(batch, time=self.time, turns=self.turns))
+            turn = angle_Pe.cos(), angle_Pe.sin()
+        hidden_PD = packing.enter(hidden_TD)
+        for layer in self.layers:
+            hidden_PD = layer(hidden_PD, packing, turn)
+        return packing.leave(self.final_norm(hidden_PD))
+
+    def embed(self, batch: Batch) -> Tensor:
+        """What each token is, and what is told beside it, before any attention (T, D)."""
+        hidden_TD = self.codes(batch.tokens_T)
+        if self.ages is not None:
+            hidden_TD = hidden_TD + self.ages(age_waves(batch.age_T))
+        if self.sex is not None:
+            unknown_B = torch.full_like(batch.rows_B, UNKNOWN_SEX)
+            sex_B = unknown_B if batch.sex_B is None else batch.sex_B
+            hidden_TD = hidden_TD + self.sex(sex_B)[batch.subject_T]
+        if self.visits is not None:
+            visit_T = batch.visit_T.clamp(max=self.visits.num_embeddings - 1)
+            hidden_TD = hidden_TD + self.visits(visit_T)
+        if self.positions is not None:
+            hidden_TD = hidden_TD + self.positions(batch.position_T)
+        return self.dropout(self.norm(hidden_TD))
+
+
+class PreNormLayer(nn.Module):
+    """Attention, then a feed-forward network, each of normalised input and added to the stream."""
+
+    def __init__(
+        self,
+        *,
+        heads: int,
+        hidden: int,
+        feed_forward: int,
+        dropout: float,
+        attention_dropout: float,
+        gated: bool,
+    ) -> None:
+        super().__init__()
+        self.gated = gated
+        self.attention_norm = nn.LayerNorm(hidden, bias=False)
+        self.attention = SelfAttention(
+            heads=heads, hidden=hidden, dropout=attention_dropout, bias=False
+        )
+        self.change_norm = nn.LayerNorm(hidden, bias=False)
+        self.widen = nn.Linear(hidden, feed_forward * (2 if gated else 1), bias=False)
+        self.narrow = nn.Linear(feed_forward, hidden, bias=False)
+        self.dropout = Dropout(dropout)
+
+    def forward(
+        self, hidden_PD: Tensor, packing: Packing, turn: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        attended_PD = self.attention(self.attention_norm(hidden_PD), packing, turn)
+        hidden_PD = hidden_PD + self.dropout(attended_PD)
+        wide = self.widen(self.change_norm(hidden_PD))
+        if self.gated:
+            gate, value = wide.chunk(2, dim=1)
+            wide = F.gelu(gate) * value
+        else:
+            wide = F.gelu(wide)
+        return hidden_PD + self.dropout(self.narrow(wide))
+
+
+def days(batch: Batch) -> Tensor:
+    """(T,) days since the first known age of the subject.
+
+    A code without an age (a static one) stands at that first age. Where a subject has no known age
+    at all, its codes stand a day apart, in their order.
+    """
+    subject_T, inf = batch.subject_T, float("inf")
+    known_T = torch.nan_to_num(batch.age_T, nan=inf)
+    first_B = known_T.new_full(batch.rows_B.shape, inf)
+    first_T = first_B.scatter_reduce(0, subject_T, known_T, "amin")[subject_T]
+    day_T = torch.nan_to_num(batch.age_T - first_T, nan=0.0)
+    return torch.where(first_T == inf, batch.position_T.to(day_T.dtype), day_T)
+
+
+def angles(batch: Batch, *, time: str, turns: int) -> Tensor:
+    """(T, e) radians by which each of ``turns`` = e pairs of a head is turned.
+
+    Wavelengths are spaced geometrically from SHORTEST to LONGEST.
+    """
+    times = [days(batch)] if time in ("age", "both") else []
+    if time in ("order", "both"):
+        times.append(batch.position_T.to(torch.float32))
+    share_e = torch.linspace(0, 1, turns // len(times), device=batch.age_T.device)
+    wavelength_e = SHORTEST * (LONGEST / SHORTEST) ** share_e
+    return torch.cat([2 * math.pi * time_T[:, None] / wavelength_e for time_T in times], dim=1)
+
+
+def age_waves(age_T: Tensor) -> Tensor:
+    """(T, 2 n + 1): sines and cosines of the age, with periods of 160, 80, ... 5 years. An unknown
+    age has zeros there, and a 1 in the last column, which is 0 for all others."""
+    year_T1 = age_T[:, None] / DAYS_PER_YEAR
+    wave_n = torch.arange(AGE_WAVES, device=age_T.device)
+    angle_Tn = 2 * math.pi * year_T1 * (2**wave_n / LONGEST_AGE)
+    waves = torch.nan_to_num(torch.cat([angle_Tn.sin(), angle_Tn.cos()], dim=1))
+    return torch.cat([waves, year_T1.isnan().to(waves.dtype)], dim=1)
+
+
+def _check_turns(time: str, *, heads: int, hidden: int) -> None:
+    if time not in TIMES:
+        raise ValueError(f"unknown time {time!r}: choose one of {', '.join(TIMES)}")
+    needed = {"none": 1, "both": 4}.get(time, 2)
+    if hidden % heads == 0 and hidden // heads % needed:
+        raise ValueError(
+            f"time={time} needs heads of a width that {needed} divides: hidden={hidden} with "
+            f"heads={heads} makes {hidden // heads}"
+        )
