@@ -18,11 +18,16 @@ from typing import Any
 import medbert.evaluate
 from medbert.commands import VERBS, call
 
-_HOMES = {"InputError": "medbert.schema", "Store": "medbert.data.store"}
+_HOMES = {
+    "InputError": "medbert.schema",
+    "Store": "medbert.data.store",
+    "Unfinished": "medbert.schema",
+}
 
 __all__ = [
     "InputError",
     "Store",
+    "Unfinished",
     "embed",
     "evaluate",
     "finetune",

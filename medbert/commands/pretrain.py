@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch.utils.data import DataLoader
 
@@ -18,6 +19,7 @@ from medbert.commands.building import pretraining, pretraining_advice, training_
 from medbert.data.batches import Sequences, loader
 from medbert.data.entropy import chance, fit_pairs
 from medbert.data.store import Store
+from medbert.evaluate.learning import draw
 from medbert.model import checkpoint
 from medbert.model.attention import places
 from medbert.schema import TRAIN, TUNING, InputError
@@ -127,6 +129,25 @@ def _write(
     module.to(place())
     found = by_frequency(module.encoder, module.objective, tuning, counts=counts)
     write_json(folder / "metrics.json", {**metrics, "by_frequency": found})
+    if found:
+        chance_of = {f"{k.replace('_', ' ')} alone": v for k, v in metrics["by_chance"].items()}
+        draw(
+            folder / "learning.png",
+            losses=_losses(folder / "logs"),
+            references=chance_of,
+            by_frequency=found,
+        )
+
+
+def _losses(logs: Path) -> list[float]:
+    """The tuning loss on hidden codes of each epoch; a run taken up again has logs of each part."""
+    column, by_epoch = "tuning/masked_code", {}
+    for file in sorted(logs.glob("version_*/metrics.csv"), key=lambda f: f.stat().st_mtime):
+        part = pd.read_csv(file)
+        if column in part:
+            part = part.dropna(subset=[column])
+            by_epoch.update(zip(part["epoch"], part[column], strict=True))
+    return [by_epoch[epoch] for epoch in sorted(by_epoch)]
 
 
 def _deadline(time_limit: str | int | None) -> float | None:

@@ -50,6 +50,7 @@ class EpochLine(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._first_step = trainer.global_step  # what a resumed run has behind it costs no time
+        self._epoch_begun = time.perf_counter()  # taken up within an epoch, none starts
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._tokens = self._subjects = self._padded = self._real = 0

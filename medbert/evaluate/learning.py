@@ -1,0 +1,45 @@
+"""A picture of a pretraining: did it learn, and of which codes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from medbert.evaluate.figures import COLOURS, FONT
+
+
+def draw(
+    path: Path,
+    *,
+    losses: Sequence[float],
+    references: Mapping[str, float],
+    by_frequency: Sequence[Mapping[str, float]],
+) -> None:
+    """Writes a PNG: tuning losses (nats) by epoch beside lines that ``references`` name, and the
+    share of hidden codes found, from the commonest group of codes to the rarest."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(FONT):
+        figure = Figure(figsize=(9, 3.6), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        left.plot(range(1, len(losses) + 1), losses, "o-", color=COLOURS[0], label="encoder")
+        for (name, level), colour in zip(references.items(), COLOURS[1:], strict=False):
+            left.axhline(level, color=colour, linestyle="--", linewidth=1.2, label=name)
+        left.set(xlabel="epoch", ylabel="loss on hidden codes (nats)", title="Tuning subjects")
+        left.locator_params(axis="x", integer=True)
+        left.legend(frameon=False, fontsize=8.5)
+
+        places = range(len(by_frequency))
+        for share, colour, label in (
+            ("top10", COLOURS[5], "in ten"),
+            ("top1", COLOURS[0], "first"),
+        ):
+            heights = [group[share] for group in by_frequency]
+            right.bar(places, heights, color=colour, label=f"right code {label}")
+        names = [f"{int(group['codes']):,}" for group in by_frequency]
+        right.set_xticks(list(places), names, rotation=45, fontsize=8)
+        right.set(xlabel="codes, the commonest first (tenths of all events)", ylabel="share found")
+        right.set(ylim=(0, 1), title="Hidden codes found")
+        right.legend(frameon=False, fontsize=8.5)
+        figure.savefig(path, dpi=120)
