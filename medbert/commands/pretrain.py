@@ -140,14 +140,19 @@ def _write(
 
 
 def _losses(logs: Path) -> list[float]:
-    """The tuning loss on hidden codes of each epoch; a run taken up again has logs of each part."""
-    column, by_epoch = "tuning/masked_code", {}
+    """The tuning loss on hidden codes of each epoch; a run taken up again has logs of each part.
+
+    The last line of all is of the best weights, after training.
+    """
+    column, trained = "tuning/masked_code", set[int]()
+    by_epoch: dict[int, float] = {}
     for file in sorted(logs.glob("version_*/metrics.csv"), key=lambda f: f.stat().st_mtime):
         part = pd.read_csv(file)
-        if column in part:
+        if column in part and "train/loss_epoch" in part:
+            trained.update(part["epoch"][part["train/loss_epoch"].notna()])
             part = part.dropna(subset=[column])
             by_epoch.update(zip(part["epoch"], part[column], strict=True))
-    return [by_epoch[epoch] for epoch in sorted(by_epoch)]
+    return [by_epoch[epoch] for epoch in sorted(trained & by_epoch.keys())]
 
 
 def _deadline(time_limit: str | int | None) -> float | None:

@@ -137,11 +137,10 @@ class MaskedCode(nn.Module):
         if torch.is_grad_enabled() and self.training:
             hidden_MD = self._transformed(hidden_MD)
             if self.share_C is None:
-                total = exact_loss(hidden_MD, table.weight, self.bias, code_M)
+                loss = exact_loss(hidden_MD, table.weight, self.bias, code_M, divisor=masked)
             else:
-                total = sampled_loss(hidden_MD, table, self.bias, code_M, self.share_C)
-            metrics = {"masked_code": total.detach() / masked} if len(code_M) else {}
-            return LossOutput(total / masked, metrics)
+                loss = sampled_loss(hidden_MD, table, self.bias, code_M, self.share_C) / masked
+            return LossOutput(loss, {"masked_code": loss.detach()} if len(code_M) else {})
         loss_M, before_M = self.ranks(encoder, hidden_MD, code_M)
         loss = loss_M.sum() / masked
         return LossOutput(loss, self._metrics(loss, before_M, code_M) if len(code_M) else {})

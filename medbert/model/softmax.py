@@ -18,16 +18,25 @@ _ROWS_CPU, _COLUMNS_CPU = 512, 1024  # of the logits that are worked on at once
 _ROWS_GPU = 4096
 
 
-def exact_loss(hidden_MD: Tensor, weight_CD: Tensor, bias_C: Tensor, code_M: Tensor) -> Tensor:
-    """Sum over M of the cross-entropy (nats) of ``hidden @ weight' + bias`` against ``code_M``.
+def exact_loss(
+    hidden_MD: Tensor,
+    weight_CD: Tensor,
+    bias_C: Tensor,
+    code_M: Tensor,
+    *,
+    divisor: Tensor | float = 1.0,
+) -> Tensor:
+    """Sum over M of the cross-entropy (nats) of ``hidden @ weight' + bias`` against ``code_M``,
+    divided by ``divisor``.
 
-    The same as ``F.cross_entropy(F.linear(...), reduction="sum")``, gradients included, with the
-    logits in pieces that fit the cache; the gradients are made on the way forward (as in Liger
-    kernels, Hsu et al. 2024, arXiv 2410.10989).
+    The same as ``F.cross_entropy(F.linear(...), reduction="sum") / divisor``, gradients included,
+    with the logits in pieces that fit the cache; the gradients are made on the way forward (as in
+    Liger kernels, Hsu et al. 2024, arXiv 2410.10989).
     """
     if not torch.is_grad_enabled():
-        return ranks(hidden_MD, weight_CD, bias_C, code_M)[0].sum()
-    return _Exact.apply(hidden_MD, weight_CD, bias_C, code_M)  # type: ignore[no-untyped-call]
+        return ranks(hidden_MD, weight_CD, bias_C, code_M)[0].sum() / divisor
+    share = torch.as_tensor(1 / divisor, device=hidden_MD.device)
+    return _Exact.apply(hidden_MD, weight_CD, bias_C, code_M, share)  # type: ignore[no-untyped-call]
 
 
 @torch.no_grad()
@@ -89,14 +98,19 @@ def sample_shares(counts_C: Tensor, size: int, *, power: float = 0.75) -> Tensor
 class _Exact(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_MD: Tensor, weight_CD: Tensor, bias_C: Tensor, code_M: Tensor
+        ctx: Any,
+        hidden_MD: Tensor,
+        weight_CD: Tensor,
+        bias_C: Tensor,
+        code_M: Tensor,
+        share: Tensor,
     ) -> Tensor:
         device = hidden_MD.device.type
         low = hidden_MD.dtype  # of the products; sums are made in float32
         if torch.is_autocast_enabled(device):
             low = torch.get_autocast_dtype(device)
         with torch.autocast(device, enabled=False):
-            made = _exact(hidden_MD.to(low), weight_CD.to(low), bias_C, code_M)
+            made = _exact(hidden_MD.to(low), weight_CD.to(low), bias_C, code_M, share)
         loss, *grads = made
         ctx.grads = grads  # not saved: the last holder of a tensor may add to it in place
         ctx.dtypes = hidden_MD.dtype, weight_CD.dtype, bias_C.dtype
@@ -107,13 +121,14 @@ class _Exact(torch.autograd.Function):
         grads, ctx.grads = ctx.grads, None
         if came[0].is_cuda or came[0] != 1:
             grads = [grad * came[0] for grad in grads]
-        return *(grad.to(dtype) for grad, dtype in zip(grads, ctx.dtypes, strict=True)), None
+        return *(g.to(dtype) for g, dtype in zip(grads, ctx.dtypes, strict=True)), None, None
 
 
 def _exact(
-    hidden_MD: Tensor, weight_CD: Tensor, bias_C: Tensor, code_M: Tensor
+    hidden_MD: Tensor, weight_CD: Tensor, bias_C: Tensor, code_M: Tensor, share: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The summed loss, and its gradients for hidden, weight and bias, in float32."""
+    """The loss, summed and times ``share``, and its gradients for hidden, weight and bias, in
+    float32."""
     on_cpu, codes = hidden_MD.device.type == "cpu", len(weight_CD)
     rows = _ROWS_CPU if on_cpu else _ROWS_GPU
     columns = [
@@ -139,8 +154,8 @@ def _exact(
             pieces.append(piece)
         top_MK = torch.stack(tops, 1)
         normal = torch.logsumexp(top_MK + torch.stack(sums, 1).log(), 1)
-        loss += (normal - own).sum()
-        scale_MK = (top_MK - normal[:, None]).exp()  # from a piece to probabilities
+        loss += (normal - own).sum() * share
+        scale_MK = (top_MK - normal[:, None]).exp() * share  # from a piece to probabilities
         for at, piece, scale in zip(columns, pieces, scale_MK.unbind(1), strict=True):
             piece = piece.to(hidden.dtype)
             scaled = hidden * scale[:, None].to(hidden.dtype)
@@ -150,9 +165,9 @@ def _exact(
             else:
                 _product(piece.T, scaled, out=grad_weight_CD[at])
             grad_bias_C[at] += (piece.T @ scale.to(piece.dtype)).float()
-        grad_hidden -= own_weight
-        grad_weight_CD.index_add_(0, code, hidden.float(), alpha=-1)
-        grad_bias_C.index_add_(0, code, torch.ones_like(own), alpha=-1)
+        grad_hidden -= own_weight * share
+        grad_weight_CD.index_add_(0, code, hidden.float() * -share)
+        grad_bias_C.index_add_(0, code, torch.ones_like(own) * -share)
     return loss, grad_hidden_MD, grad_weight_CD, grad_bias_C
 
 

@@ -231,3 +231,10 @@ def test_a_store_that_is_made_anew_does_not_pass_for_the_old_one(made, tmp_path)
     with pytest.raises(InputError, match="another vocabulary since this run"):
         medbert.evaluate(run=run, out=tmp_path / "report")
     assert not list(tmp_path.glob("report*"))
+
+
+def test_pretraining_draws_what_was_learned(encoder):
+    told = json.loads((encoder / "metrics.json").read_text())
+    assert told["by_chance"]["unigram"] == pytest.approx(told["tuning/unigram"], rel=1e-3)
+    assert sum(group["codes"] for group in told["by_frequency"]) > 0
+    assert (encoder / "learning.png").read_bytes().startswith(b"\x89PNG")
