@@ -69,6 +69,7 @@ def pretraining(store, *, seed: int = 0) -> TrainingModule:
         masked_code_weight=1.0,
         stay_weight=1.0,
         seed=0,
+        start_at_unigram=False,  # so that every epoch betters the one before
     )
     return TrainingModule(encoder=encoder, objective=objective, optimizer=OPTIMIZER, seed=seed)
 
