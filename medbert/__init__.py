@@ -32,6 +32,7 @@ __all__ = [
     "evaluate",
     "finetune",
     "inspect",
+    "lint",
     "plan",
     "predict",
     "prepare",

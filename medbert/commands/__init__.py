@@ -13,6 +13,7 @@ VERBS = {
     "pretrain": "train an encoder on a store: masked code and length of stay",
     "embed": "one vector per subject, or per row of a cohort, from an encoder",
     "vocabulary_extend": "give an encoder the codes of another site",
+    "lint": "leaks in a task's cohort: codes of the future, copies, an encoder that has seen them",
     "finetune": "train a disease-prediction head on an encoder; predict held-out subjects",
     "predict": "what a run says of other rows, or of another store",
     "evaluate": "compare a run with tuned baselines; write the AUC report",

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from medbert.data.cohorts import NEVER, Cohort, FlowStep, IndexRule, Timeline
+from medbert.data.cohorts import Cohort, FlowStep, IndexRule, Timeline
+from medbert.data.conditions import Condition, Has
+from medbert.data.outcomes import (
+    CodeAtNextVisit,
+    CodeInVisit,
+    CodeWithin,
+    EverCode,
+    LongStay,
+    NewPhenotypes,
+    Outcome,
+    VisitWithin,
+)
 from medbert.data.store import Store
 from medbert.schema import (
     BOOLEAN_VALUE,
@@ -19,193 +33,47 @@ from medbert.schema import (
     DAY_US,
     LABELS,
     PREDICTION_TIME,
+    SEX,
     STATIC,
     SUBJECT_ID,
     InputError,
 )
 
+__all__ = [
+    "CodeAtNextVisit",
+    "CodeInVisit",
+    "CodeWithin",
+    "EverCode",
+    "ExternalLabels",
+    "LongStay",
+    "NewPhenotypes",
+    "Outcome",
+    "Task",
+    "VisitWithin",
+]
 
-class Outcome(Protocol):
-    """Labels candidate rows (subject, time, ordinal) and tells which rows have an answer at all."""
+log = logging.getLogger(__name__)
 
-    needs_dates: bool
-    title: str
-
-    def label(self, timeline: Timeline, rows: pd.DataFrame) -> np.ndarray: ...
-
-    def exclusions(self, timeline: Timeline, rows: pd.DataFrame) -> dict[str, np.ndarray]:
-        """Named masks of the rows to keep."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class CodeWithin:
-    """A first ``codes`` event in the ``window_days`` that begin ``gap_days`` after the index.
-
-    New onset only: rows with the code before the end of the gap are excluded, and so are rows
-    whose window is not wholly observed, unless the subject died in it (then the label is false).
-    """
-
-    codes: Sequence[str]
-    gap_days: int
-    window_days: int
-    needs_dates: bool = field(default=True, init=False)
-
-    @property
-    def title(self) -> str:
-        return f"first code from day {self.gap_days + 1} to {self.gap_days + self.window_days}"
-
-    def exclusions(self, timeline: Timeline, rows: pd.DataFrame) -> dict[str, np.ndarray]:
-        first, death = self._first(timeline, rows), timeline.death_S[rows["subject"]]
-        start, stop = self._window(rows)
-        return {
-            "no outcome before the index": first > rows["time"].to_numpy(),
-            f"no outcome in the gap of {self.gap_days} days": first > start,
-            "alive at the end of the gap": death > start,
-            "window observed to its end": (stop <= timeline.store.end) | (death <= stop),
-        }
-
-    def label(self, timeline: Timeline, rows: pd.DataFrame) -> np.ndarray:
-        start, stop = self._window(rows)
-        first = self._first(timeline, rows)
-        return (first > start) & (first <= stop)
-
-    def _first(self, timeline: Timeline, rows: pd.DataFrame) -> np.ndarray:
-        return timeline.nth(self.codes)[rows["subject"]]
-
-    def _window(self, rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-        start = rows["time"].to_numpy() + self.gap_days * DAY_US
-        return start, start + self.window_days * DAY_US
-
-
-@dataclass(frozen=True, kw_only=True)
-class CodeAtNextVisit:
-    """A first ``codes`` event at the subject's next visit; needs order, not dates."""
-
-    codes: Sequence[str]
-    needs_dates: bool = field(default=False, init=False)
-    title: str = field(default="first listing of a code at the next visit", init=False)
-
-    def exclusions(self, timeline: Timeline, rows: pd.DataFrame) -> dict[str, np.ndarray]:
-        first = timeline.nth(self.codes)[rows["subject"]]
-        return {
-            "has a next visit": _next_visit(timeline, rows)["start"].notna().to_numpy(),
-            "outcome not listed before": first > rows["time"].to_numpy(),
-        }
-
-    def label(self, timeline: Timeline, rows: pd.DataFrame) -> np.ndarray:
-        place = timeline.events(self.codes)
-        with_code = pd.DataFrame(
-            {"subject": timeline.subject_E[place], "ordinal": timeline.visit_E[place]}
-        ).drop_duplicates()
-        wanted = pd.DataFrame({"subject": rows["subject"], "ordinal": rows["ordinal"] + 1})
-        return wanted.merge(with_code, how="left", indicator="found")["found"].eq("both").to_numpy()
-
-
-@dataclass(frozen=True, kw_only=True)
-class VisitWithin:
-    """A new visit of ``kinds`` that starts within ``window_days`` after the index."""
-
-    kinds: Sequence[str]
-    window_days: int
-    needs_dates: bool = field(default=True, init=False)
-
-    @property
-    def title(self) -> str:
-        return f"{' or '.join(self.kinds)} visit within {self.window_days} days"
-
-    def exclusions(self, timeline: Timeline, rows: pd.DataFrame) -> dict[str, np.ndarray]:
-        time, death = rows["time"].to_numpy(), timeline.death_S[rows["subject"]]
-        stop = time + self.window_days * DAY_US
-        return {
-            "discharged alive": death > time,
-            "window observed to its end": (stop <= timeline.store.end) | (death <= stop),
-        }
-
-    def label(self, timeline: Timeline, rows: pd.DataFrame) -> np.ndarray:
-        visits = timeline.visits[timeline.visits["kind"].isin(list(self.kinds))]
-        later = pd.merge_asof(
-            rows[["subject", "time"]].reset_index(drop=True).reset_index().sort_values("time"),
-            visits[["subject", "start"]].sort_values("start"),
-            left_on="time",
-            right_on="start",
-            by="subject",
-            direction="forward",
-            allow_exact_matches=False,
-        ).sort_values("index")
-        within = later["start"] - later["time"] <= self.window_days * DAY_US
-        return within.to_numpy()
-
-
-@dataclass(frozen=True, kw_only=True)
-class LongStay:
-    """The visit that the index comes just before lasts longer than ``days``."""
-
-    days: float
-    needs_dates: bool = field(default=False, init=False)
-
-    @property
-    def title(self) -> str:
-        return f"stay longer than {self.days:g} days"
-
-    def exclusions(self, timeline: Timeline, rows: pd.DataFrame) -> dict[str, np.ndarray]:
-        return {"length of stay known": ~np.isnan(self._stay(timeline, rows))}
-
-    def label(self, timeline: Timeline, rows: pd.DataFrame) -> np.ndarray:
-        return self._stay(timeline, rows) > self.days
-
-    def _stay(self, timeline: Timeline, rows: pd.DataFrame) -> np.ndarray:
-        found = rows[["subject", "ordinal"]].merge(
-            timeline.visits[["subject", "ordinal", "stay"]], how="left"
-        )
-        return found["stay"].to_numpy()
-
-
-@dataclass(frozen=True, kw_only=True)
-class EverCode:
-    """Case or control: whether the subject ever has one of ``codes``.
-
-    A case needs ``min_encounters`` distinct moments with the code, the first at least
-    ``min_days_after`` days after the population code; subjects with less are excluded.
-    """
-
-    codes: Sequence[str]
-    population: Sequence[str]
-    min_encounters: int
-    min_days_after: int
-    needs_dates: bool = field(default=True, init=False)
-    title: str = field(default="ever has the code (case or control)", init=False)
-
-    def exclusions(self, timeline: Timeline, rows: pd.DataFrame) -> dict[str, np.ndarray]:
-        subject = rows["subject"].to_numpy()
-        first = timeline.nth(self.codes)[subject]
-        confirmed = timeline.nth(self.codes, n=self.min_encounters)[subject]
-        population = timeline.nth(self.population)[subject]
-        late_enough = first - np.minimum(population, first) >= self.min_days_after * DAY_US
-        return {
-            f"cases confirmed at {self.min_encounters} encounters": (first == NEVER)
-            | (confirmed != NEVER),
-            f"cases {self.min_days_after} days or more after the population code": (first == NEVER)
-            | late_enough,
-        }
-
-    def label(self, timeline: Timeline, rows: pd.DataFrame) -> np.ndarray:
-        return timeline.nth(self.codes)[rows["subject"]] != NEVER
-
-
-def _next_visit(timeline: Timeline, rows: pd.DataFrame) -> pd.DataFrame:
-    wanted = pd.DataFrame({"subject": rows["subject"], "ordinal": rows["ordinal"] + 1})
-    return wanted.merge(timeline.visits, how="left", on=["subject", "ordinal"])
+_NUMBERS = ("integer_value", "float_value")  # of the MEDS label schema
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """A prediction task; every field is a line of its YAML.
 
-    ``population`` codes must be present (at ``population_encounters`` distinct moments) and
-    ``exclude`` codes absent at the index; ``seen_within_days`` asks for some event in that time
-    before it. ``truth`` names the simulator's condition, where there is one. ``notes`` go into the
-    report as what the design cannot show.
+    Args:
+        population: codes that must be present by the index, at ``population_encounters`` distinct
+            moments.
+        exclude: codes that must be absent by then.
+        min_age, max_age: in years at the index; the first is included, the second is not.
+        sex: ``F`` or ``M``; others and unknown ones are then left out.
+        seen_within_days: asks for some event in that time before the index.
+        min_history_days: asks that the first event lies at least so long before it (enrolment).
+        where: conditions at the index, each by the name that the flow gives it.
+        delays: pattern -> days until such an event is known (see ``Timeline.as_known``): index
+            dates and eligibility go by what is known, outcomes by what has happened.
+        truth: the simulator's condition, where there is one.
+        notes: go into the report as what the design cannot show.
     """
 
     title: str
@@ -215,92 +83,207 @@ class Task:
     population_encounters: int = 1
     exclude: Sequence[str] = ()
     min_age: float | None = None
+    max_age: float | None = None
+    sex: str | None = None
     seen_within_days: int | None = None
+    min_history_days: int | None = None
+    where: Mapping[str, Condition] = field(default_factory=dict)
+    delays: Mapping[str, float] = field(default_factory=dict)
     truth: str | None = None
     notes: Sequence[str] = ()
 
+    def __post_init__(self) -> None:
+        if self.sex not in (None, "F", "M"):
+            raise InputError(f"task {self.title!r}: sex={self.sex}: use F, M or null")
+
     def build(self, store: Store) -> Cohort:
         """Candidates, exclusions one by one, labels. Raises InputError for an empty cohort."""
-        if store.time != DATES and (self.index.needs_dates or self.outcome.needs_dates):
+        self._check_dates(store)
+        timeline = Timeline(store)
+        rows, flow = self._enrolled(timeline)
+        return self._labelled(self.outcome, timeline, rows, flow)
+
+    def expand(self, store: Store) -> dict[str, Cohort]:
+        """A cohort of every outcome, by its name: several for ``NewPhenotypes``, else one by the
+        task's title. Outcomes without any row are left out; raises InputError if all are."""
+        if not isinstance(self.outcome, NewPhenotypes):
+            return {self.title: self.build(store)}
+        self._check_dates(store)
+        timeline = Timeline(store)
+        rows, flow = self._enrolled(timeline)
+        found, empty = {}, []
+        for name, outcome in self.outcome.each().items():
+            try:
+                found[name] = self._labelled(outcome, timeline, rows, flow)
+            except InputError as error:
+                log.warning("left out: %s: %s", name, error)
+                empty.append(error)
+        if not found:
+            raise empty[-1]
+        return found
+
+    def _check_dates(self, store: Store) -> None:
+        days = self.seen_within_days, self.min_history_days, *self.delays.values()
+        dated = any(day is not None for day in days)
+        dated |= self.index.needs_dates or self.outcome.needs_dates
+        dated |= any(condition.needs_dates for condition in self.where.values())
+        if store.time != DATES and dated:
             raise InputError(
                 f"task {self.title!r} needs dates, and this store knows only the order of visits; "
                 "use an order task (dhf_next, prolonged_los) or labels that the source states "
                 "(task=labels task.path=STORE/labels/NAME.parquet)"
             )
-        timeline = Timeline(store)
-        flow = [FlowStep("subjects in the store", len(store), 0)]
-        rows = self.index.candidates(timeline).reset_index(drop=True)
-        flow.append(FlowStep(self.index.title, rows["subject"].nunique(), len(rows)))
-        for make in (self._eligible, self.outcome.exclusions):
-            masks = make(timeline, rows)
-            kept = np.ones(len(rows), bool)
-            for step, mask in masks.items():
-                kept &= np.asarray(mask)
-                left = rows["subject"][kept]
-                flow.append(FlowStep(step, left.nunique(), len(left)))
-            rows = rows[kept].reset_index(drop=True)
+
+    def _enrolled(self, timeline: Timeline) -> tuple[pd.DataFrame, list[FlowStep]]:
+        """The candidates that are eligible by what is known at the index."""
+        known = timeline.as_known(self.delays)
+        n_subjects = len(timeline.store)
+        rows = self.index.candidates(known).reset_index(drop=True)
+        flow = [
+            FlowStep("subjects in the store", n_subjects, 0),
+            FlowStep(self.index.title, rows["subject"].nunique(), len(rows)),
+        ]
+        return _kept(rows, self._eligible(known, rows), flow)
+
+    def _labelled(
+        self, outcome: Outcome, timeline: Timeline, rows: pd.DataFrame, flow: list[FlowStep]
+    ) -> Cohort:
+        rows, flow = _kept(rows, outcome.exclusions(timeline, rows), flow)
         if not len(rows):
             steps = "; ".join(f"{s.step}: {s.n_rows}" for s in flow[1:])
             raise InputError(
                 f"task {self.title!r}: the cohort is empty. Rows left by step: {steps}"
             )
-        labels = self.outcome.label(timeline, rows)
+        about = {"task": self.title, "index": self.index.title, "outcome": outcome.title}
+        if self.delays:
+            days = "; ".join(f"{pattern} after {d:g} days" for pattern, d in self.delays.items())
+            about["known"] = f"{days} (populations and exclusions, not the inputs of models)"
         return Cohort(
             rows=rows["subject"].to_numpy(),
             prediction_time=rows["time"].to_numpy(),
-            labels=np.asarray(labels, bool),
+            labels=np.asarray(outcome.label(timeline, rows), bool),
             flow=flow,
-            task={"task": self.title, "index": self.index.title, "outcome": self.outcome.title},
+            task=about,
         )
 
     def _eligible(self, timeline: Timeline, rows: pd.DataFrame) -> dict[str, np.ndarray]:
         subject, time = rows["subject"].to_numpy(), rows["time"].to_numpy()
-        last = timeline.last_event_before(subject, time)
+        last, age = timeline.last_event_before(subject, time), timeline.age(subject, time)
         masks = {"some history before the index": last != STATIC}
         if self.population:
-            entered = timeline.nth(self.population, n=self.population_encounters)[subject]
-            masks["population code by the index"] = entered <= time
+            entered = Has(codes=self.population, times=self.population_encounters)
+            masks["population code by the index"] = entered.holds(timeline, rows)
         if self.exclude:
-            masks["no excluding code by the index"] = timeline.nth(self.exclude)[subject] > time
+            excluded = Has(codes=self.exclude).holds(timeline, rows)
+            masks["no excluding code by the index"] = ~excluded
         if self.min_age is not None:
-            masks[f"age {self.min_age:g} or more"] = timeline.age(subject, time) >= self.min_age
+            masks[f"age {self.min_age:g} or more"] = age >= self.min_age
+        if self.max_age is not None:
+            masks[f"younger than {self.max_age:g}"] = age < self.max_age
+        if self.sex is not None:
+            masks[f"sex {self.sex}"] = Has(codes=[f"{SEX}//{self.sex}"]).holds(timeline, rows)
         if self.seen_within_days is not None:
             recent = last >= time - self.seen_within_days * DAY_US
             masks[f"seen in the {self.seen_within_days} days before"] = recent
+        if self.min_history_days is not None:
+            begun = timeline.first_event()[subject] <= time - self.min_history_days * DAY_US
+            masks[f"first event {self.min_history_days} days before or earlier"] = begun
+        masks |= {name: each.holds(timeline, rows) for name, each in self.where.items()}
         return masks
+
+
+def _kept(
+    rows: pd.DataFrame, masks: Mapping[str, np.ndarray], flow: Sequence[FlowStep]
+) -> tuple[pd.DataFrame, list[FlowStep]]:
+    """The rows in every mask, and the flow with a step for each."""
+    kept, steps = np.ones(len(rows), bool), list(flow)
+    for step, mask in masks.items():
+        kept &= np.asarray(mask)
+        left = rows["subject"][kept]
+        steps.append(FlowStep(step, left.nunique(), len(left)))
+    return rows[kept].reset_index(drop=True), steps
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExternalLabels:
-    """Labels made elsewhere (ACES, an ATLAS cohort, the source itself): a Parquet file or folder
-    of ``subject_id, prediction_time, boolean_value``; columns that are all null are ignored."""
+    """Labels made elsewhere (ACES, an ATLAS cohort, the source itself) in the MEDS label schema.
+
+    Rows without a label, repeated ones, and all of those that contradict each other are left out
+    and counted in the flow. Columns that are all null are taken for absent, as ACES writes them.
+
+    Args:
+        path: a Parquet file, or a folder of them, of ``subject_id``, ``prediction_time`` and
+            ``boolean_value``; or ``integer_value`` or ``float_value`` with a threshold.
+        threshold: the label is true where the number is at least this.
+    """
 
     path: str
     title: str
+    threshold: float | None = None
     truth: str | None = None
     notes: Sequence[str] = ()
 
     def build(self, store: Store) -> Cohort:
-        try:
-            table = pq.read_table(self.path)
-            labels = table.select(LABELS.names).cast(LABELS).to_pandas()
-        except (OSError, KeyError, pa.ArrowInvalid, ValueError) as error:
-            raise InputError(
-                f"{self.path}: not a Parquet of labels with columns {LABELS.names}, none of them "
-                f"null ({error})"
-            ) from error
-        labels = labels.drop_duplicates([SUBJECT_ID, PREDICTION_TIME])
-        flow = [FlowStep("labels given", labels[SUBJECT_ID].nunique(), len(labels))]
-        rows = store.rows_of(labels[SUBJECT_ID].to_numpy())
-        labels, rows = labels[rows >= 0], rows[rows >= 0]
-        flow.append(FlowStep("subjects in the store", labels[SUBJECT_ID].nunique(), len(labels)))
+        labels = self._read()
+        flow: list[FlowStep] = []
+
+        def keep(step: str, where: Callable[[pd.DataFrame], Any]) -> None:
+            nonlocal labels
+            labels = labels[where(labels)]
+            flow.append(FlowStep(step, labels[SUBJECT_ID].nunique(), len(labels)))
+
+        key = [SUBJECT_ID, PREDICTION_TIME]
+        keep("labels given", lambda rows: rows[SUBJECT_ID].notna())
+        keep("with a value", lambda rows: rows[BOOLEAN_VALUE].notna())
+        keep("one row a subject and time", lambda rows: ~rows.duplicated([*key, BOOLEAN_VALUE]))
+        keep("not contradicted", lambda rows: ~rows.duplicated(key, keep=False))
+        keep("subjects in the store", lambda rows: store.rows_of(rows[SUBJECT_ID].to_numpy()) >= 0)
         if not len(labels):
-            raise InputError(f"{self.path}: none of its subjects is in the store {store.folder}")
+            steps = "; ".join(f"{step.step}: {step.n_rows}" for step in flow)
+            raise InputError(
+                f"{self.path}: no label is left for the store {store.folder}. Rows left by step: "
+                f"{steps}"
+            )
         times = labels[PREDICTION_TIME].to_numpy().astype("datetime64[us]").view(np.int64)
         return Cohort(
-            rows=rows,
+            rows=store.rows_of(labels[SUBJECT_ID].to_numpy()),
             prediction_time=times,
-            labels=labels[BOOLEAN_VALUE].to_numpy(),
+            labels=labels[BOOLEAN_VALUE].to_numpy(bool),
             flow=flow,
             task={"task": self.title, "index": "as given", "outcome": "as given"},
         )
+
+    def _read(self) -> pd.DataFrame:
+        """The keys, and the label, null where there is none."""
+        path, value = Path(self.path), pa.field(BOOLEAN_VALUE, pa.bool_())
+        schema = pa.schema([LABELS.field(SUBJECT_ID), LABELS.field(PREDICTION_TIME), value])
+        try:
+            files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+            table = _joined([pq.read_table(file) for file in files])
+            if self.threshold is not None:
+                table = table.append_column(value, self._above(table))
+            return table.select(schema.names).cast(schema).to_pandas()
+        except InputError:
+            raise
+        except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+            raise InputError(
+                f"{self.path}: not a Parquet of labels with columns {LABELS.names}, the first two "
+                f"without nulls, or with numbers and task.threshold ({error})"
+            ) from error
+
+    def _above(self, table: pa.Table) -> pa.Array:
+        numbers = [name for name in _NUMBERS if name in table.column_names]
+        if len(numbers) != 1 or BOOLEAN_VALUE in table.column_names:
+            raise InputError(
+                f"{self.path}: threshold={self.threshold} asks for values in one of the columns "
+                f"{', '.join(_NUMBERS)} and none in {BOOLEAN_VALUE}; it has {table.column_names}"
+            )
+        return pc.greater_equal(table[numbers[0]].cast(pa.float64()), self.threshold)
+
+
+def _joined(tables: Sequence[pa.Table]) -> pa.Table:
+    """All rows; a column that is all null everywhere is left out, as is a file without rows."""
+    some = [table for table in tables if len(table)] or list(tables[:1])
+    joined = pa.concat_tables(some, promote_options="permissive")
+    empty = [name for name in joined.column_names if 0 < len(joined) == joined[name].null_count]
+    return joined.drop_columns(empty)

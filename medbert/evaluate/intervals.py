@@ -19,12 +19,15 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr, ndtri
 from scipy.stats import rankdata
 
+from medbert.evaluate.fits import sums
 from medbert.evaluate.metrics import METRICS, Array, Metric, check
 from medbert.schema import InputError
 
+Counts = NDArray[np.uint8]
+
 REFERENCE, UNTRAINED, BASELINE, ORACLE = "reference", "untrained", "baseline", "oracle"
 ORACLE_NAME = "oracle (upper bound)"
-CHUNK = 2_000_000  # weights held at once (16 MB)
+CHUNK = 8_000_000  # weights held at once, of a byte; some metrics make floats of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,7 @@ class Bootstrap:
 
     def interval(self, model: str, *, metric: str) -> Interval:
         """The metric of one model. Resamples in which it does not exist are left out."""
-        low, high = _percentiles(self.samples[model, metric], self.level)
+        low, high = percentiles(self.samples[model, metric], self.level)
         return Interval(self.values[model, metric], low, high)
 
     def difference(self, model: str, *, minus: str, metric: str) -> Difference:
@@ -67,7 +70,7 @@ class Bootstrap:
         value = self.values[model, metric] - self.values[minus, metric]
         differences = self.samples[model, metric] - self.samples[minus, metric]
         differences = differences[~np.isnan(differences)]
-        low, high = _percentiles(differences, self.level)
+        low, high = percentiles(differences, self.level)
         fewer = min((differences <= 0).sum(), (differences >= 0).sum())
         p = min(1.0, 2 * (int(fewer) + 1) / (differences.size + 1))
         return Difference(value, low, high, p)
@@ -86,7 +89,8 @@ def bootstrap(
     """Draw subjects with replacement ``n`` times and take every metric of every model.
 
     ``probabilities`` is (N,) for one model, then named "model", or one array per model name.
-    Resamples that hold one class only are dropped and counted.
+    Resamples that hold one class only are dropped and counted. Metrics get their weights as uint8:
+    one of your own turns them into floats before it adds them up.
     """
     models = probabilities if isinstance(probabilities, Mapping) else {"model": probabilities}
     arrays = {name: check(labels, values) for name, values in models.items()}
@@ -99,12 +103,12 @@ def bootstrap(
     rng, dropped, size = np.random.default_rng(seed), 0, max(1, CHUNK // labels_N.size)
     for start in range(0, n, size):
         weights_NR = _draw(rng, subject_N, resamples=min(size, n - start))
-        positive_R = labels_N @ weights_NR
-        usable_R = (positive_R > 0) & (positive_R < weights_NR.sum(axis=0))
+        positive_R, total_R = sums([labels_N, np.ones_like(labels_N)], weights_NR)
+        usable_R = (positive_R > 0) & (positive_R < total_R)
         dropped += int((~usable_R).sum())
         if not usable_R.any():
             continue
-        weights_NR = weights_NR if usable_R.all() else weights_NR[:, usable_R]
+        weights_NR = weights_NR if usable_R.all() else weights_NR.T[usable_R].T
         for model, metric in chunks:
             values_R = metrics[metric](*arrays[model], weights=weights_NR)
             chunks[model, metric].append(values_R)
@@ -126,20 +130,25 @@ def delong(
     """
     labels_N, first_N = check(labels, first)
     _, second_N = check(labels, second)
-    positive_N = labels_N == 1
-    wins_2P, wins_2Q, areas_2 = _placements(np.stack([first_N, second_N]), positive_N)
+    wins_2P, wins_2Q, areas_2 = _placements(np.stack([first_N, second_N]), labels_N == 1)
     value = float(areas_2[0] - areas_2[1])
-    variance = 0.0
-    for wins in (wins_2P, wins_2Q):
-        if wins.shape[1] < 2:
-            raise InputError("DeLong's test needs at least two positives and two negatives")
-        variance += float((wins[0] - wins[1]).var(ddof=1)) / wins.shape[1]
-    error = np.sqrt(variance)
+    error = _standard_error(wins_2P[0] - wins_2P[1], wins_2Q[0] - wins_2Q[1])
     if error == 0:
         return Difference(0.0, 0.0, 0.0, 1.0) if value == 0 else Difference(value)
     half = float(ndtri((1 + level) / 2) * error)
     p = float(2 * ndtr(-abs(value) / error))
     return Difference(value, value - half, value + half, p)
+
+
+def delong_auroc(labels: ArrayLike, probabilities: ArrayLike, *, level: float = 0.95) -> Interval:
+    """One AUROC with DeLong's interval, as above; cut off at 0 and 1."""
+    labels_N, probabilities_N = check(labels, probabilities)
+    wins_1P, wins_1Q, areas_1 = _placements(probabilities_N[None], labels_N == 1)
+    value, error = float(areas_1[0]), _standard_error(wins_1P[0], wins_1Q[0])
+    if error == 0:
+        return Interval(value)
+    half = float(ndtri((1 + level) / 2) * error)
+    return Interval(value, max(0.0, value - half), min(1.0, value + half))
 
 
 @dataclass(frozen=True)
@@ -156,6 +165,8 @@ class ModelResult:
     brier: Interval
     calibration_slope: Interval
     calibration_intercept: Interval
+    ici: Interval
+    observed_expected: Interval
     gain: Difference | None
     share_of_oracle: float | None
 
@@ -278,17 +289,30 @@ def _placements(scores_MN: Array, positive_N: NDArray[np.bool_]) -> tuple[Array,
     return beats_MP, loses_MQ, beats_MP.mean(axis=1)
 
 
-def _draw(rng: np.random.Generator, subject_N: NDArray[np.intp], *, resamples: int) -> Array:
-    """How often each row is in each resample, (N, R)."""
+def _standard_error(wins_P: Array, wins_Q: Array) -> float:
+    if min(wins_P.size, wins_Q.size) < 2:
+        raise InputError("DeLong's test needs at least two positives and two negatives")
+    variance = wins_P.var(ddof=1) / wins_P.size + wins_Q.var(ddof=1) / wins_Q.size
+    return float(np.sqrt(variance))
+
+
+def _draw(rng: np.random.Generator, subject_N: NDArray[np.intp], *, resamples: int) -> Counts:
+    """How often each row is in each resample, (N, R), a resample in one piece of memory.
+
+    In one byte: nobody is drawn 256 times from so many.
+    """
     n_subjects = int(subject_N.max()) + 1
-    counts_SR = np.empty((n_subjects, resamples))
-    for column in range(resamples):
+    weights_RN = np.empty((resamples, subject_N.size), dtype=np.uint8)
+    single = np.array_equal(subject_N, np.arange(n_subjects))
+    for row_N in weights_RN:
         drawn = rng.integers(0, n_subjects, n_subjects)
-        counts_SR[:, column] = np.bincount(drawn, minlength=n_subjects)
-    return counts_SR[subject_N]
+        counts_S = np.bincount(drawn, minlength=n_subjects)
+        row_N[:] = counts_S if single else counts_S[subject_N]
+    return weights_RN.T
 
 
-def _percentiles(samples: Array, level: float) -> tuple[float, float]:
+def percentiles(samples: Array, level: float) -> tuple[float, float]:
+    """Bounds that leave out the same share at both ends; NaN samples are not counted."""
     known = samples[~np.isnan(samples)]
     if not known.size:
         return math.nan, math.nan

@@ -1,27 +1,29 @@
 """Discrimination and calibration of predicted probabilities.
 
 Every metric takes ``(labels, probabilities, *, weights=None)``. Labels are 0 or 1, one per row.
-``weights`` says how often each row counts: shape (N,), or (N, R) for R resamples at once (what the
-bootstrap uses). The answer is a float, or an array (R,); a resample in which the metric does not
-exist is NaN. Suffixes here: N rows, R resamples, G groups of rows that share a probability.
+``weights`` says how often each row counts: shape (N,), or (N, R) for R resamples at once (from the
+bootstrap: in one byte each). The answer is a float, or an array (R,); a resample in which the
+metric does not exist is NaN. Suffixes here: N rows, R resamples, P positives, C cells of rows.
+
+Many resamples of many rows are a matter of memory traffic: everything that does not depend on the
+weights is worked out once, and weights pass through in blocks that stay in the cache.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit, logit, ndtri
+from numpy.typing import ArrayLike
+from scipy.special import logit, ndtri
 
+from medbert.evaluate.fits import BLOCK, Array, cells_of, logistic, smooth, sums
 from medbert.schema import InputError
 
-Array = NDArray[np.float64]
-
 CLIP = 1e-6  # probabilities of exactly 0 and 1 have no logit
-MAX_STEPS, MAX_STEP = 50, 3.0  # of Newton's method
-TOLERANCE = 1e-5  # size of the last step; the error left is about its square
-RESAMPLE_TOLERANCE = 1e-2  # far below the spread of the resamples
+CELLS = 4096  # of rows alike, for calibration in resamples; their width is far below its error
+SMOOTH_CELLS = 400  # of the smoothed calibration curve
 
 
 class Metric(Protocol):
@@ -70,13 +72,16 @@ def auroc(labels: ArrayLike, probabilities: ArrayLike, *, weights: ArrayLike | N
     >>> auroc([0, 0, 1, 1], [0.1, 0.4, 0.4, 0.8])
     0.875
     """
-    labels_N, probabilities_N, weights_NR = _arrays(labels, probabilities, weights)
-    positive_GR, negative_GR = _tie_groups(labels_N, probabilities_N, weights_NR)
-    below_GR = np.cumsum(negative_GR, axis=0)
-    pairs_R = positive_GR.sum(axis=0) * below_GR[-1]
-    below_GR -= negative_GR / 2
-    with np.errstate(invalid="ignore"):
-        return _answer(np.einsum("gr,gr->r", positive_GR, below_GR) / pairs_R, weights)
+    arrays = arrays_of(labels, probabilities, weights)
+    areas = []
+    for ranks in _ranks(*arrays):
+        positives_R = ranks.weight_RP.sum(axis=1)
+        # weighted ranks of the positives, less what they owe to one another
+        beaten_RP = (ranks.below_RP + ranks.through_RP) / 2
+        wins_R = np.einsum("rp,rp->r", ranks.weight_RP, beaten_RP) - positives_R**2 / 2
+        pairs_R = positives_R * (ranks.total_R - positives_R)
+        areas.append(np.divide(wins_R, pairs_R, np.full_like(pairs_R, np.nan), where=pairs_R > 0))
+    return answer(np.concatenate(areas), weights)
 
 
 def auprc(labels: ArrayLike, probabilities: ArrayLike, *, weights: ArrayLike | None = None) -> Any:
@@ -84,20 +89,34 @@ def auprc(labels: ArrayLike, probabilities: ArrayLike, *, weights: ArrayLike | N
 
     No interpolation, as in scikit-learn. Chance level is the prevalence, not 0.5.
     """
-    labels_N, probabilities_N, weights_NR = _arrays(labels, probabilities, weights)
-    positive_GR, negative_GR = _tie_groups(labels_N, -probabilities_N, weights_NR)
-    true_GR = np.cumsum(positive_GR, axis=0)
-    flagged_GR = true_GR + np.cumsum(negative_GR, axis=0)
-    precision_GR = true_GR / np.maximum(flagged_GR, 1e-300)  # a group of weight 0 adds no recall
-    with np.errstate(invalid="ignore"):
-        return _answer(np.einsum("gr,gr->r", positive_GR, precision_GR) / true_GR[-1], weights)
+    arrays = arrays_of(labels, probabilities, weights)
+    areas = []
+    for ranks in _ranks(*arrays):
+        positives_R = ranks.weight_RP.sum(axis=1)
+        true_RP = positives_R[:, None] - ranks.positives_below_RP
+        flagged_RP = ranks.total_R[:, None] - ranks.below_RP
+        # where nothing is flagged, the row itself weighs nothing
+        sums_R = np.einsum("rp,rp->r", ranks.weight_RP, true_RP / np.maximum(flagged_RP, 1e-300))
+        empty_R = np.full_like(sums_R, np.nan)
+        areas.append(np.divide(sums_R, positives_R, empty_R, where=positives_R > 0))
+    return answer(np.concatenate(areas), weights)
 
 
 def brier(labels: ArrayLike, probabilities: ArrayLike, *, weights: ArrayLike | None = None) -> Any:
     """Mean squared distance between probability and label; smaller is better."""
-    labels_N, probabilities_N, weights_NR = _arrays(labels, probabilities, weights)
+    labels_N, probabilities_N, weights_NR = arrays_of(labels, probabilities, weights)
     squares_N = (probabilities_N - labels_N) ** 2
-    return _answer(squares_N @ weights_NR / weights_NR.sum(axis=0), weights)
+    sums_2R = sums([squares_N, np.ones_like(squares_N)], weights_NR)
+    return answer(sums_2R[0] / sums_2R[1], weights)
+
+
+def observed_expected(
+    labels: ArrayLike, probabilities: ArrayLike, *, weights: ArrayLike | None = None
+) -> Any:
+    """Positives observed by the number expected, the sum of the probabilities; ideal 1."""
+    labels_N, probabilities_N, weights_NR = arrays_of(labels, probabilities, weights)
+    observed_R, expected_R = sums([labels_N, probabilities_N], weights_NR)
+    return answer(observed_R / np.maximum(expected_R, 1e-300), weights)
 
 
 def calibration_slope(
@@ -108,13 +127,16 @@ def calibration_slope(
     Below 1: the probabilities are too extreme (Van Calster 2019, BMC Med 17:230). NaN where it does
     not exist: all probabilities equal, or labels that the probabilities separate fully.
     """
-    labels_N, probabilities_N, weights_NR = _arrays(labels, probabilities, weights)
-    logits_N = logit(np.clip(probabilities_N, CLIP, 1 - CLIP))
-    logits_N -= logits_N.mean()
-    if np.ptp(logits_N) < 1e-6:
-        return _answer(np.full(weights_NR.shape[1], np.nan), weights)
-    design_NK = np.column_stack([np.ones_like(logits_N), logits_N])
-    return _answer(_logistic(design_NK, np.zeros_like(logits_N), labels_N, weights_NR)[1], weights)
+    return answer(_calibration_line(labels, probabilities, weights)[1], weights)
+
+
+def calibration_line(labels: ArrayLike, probabilities: ArrayLike) -> tuple[float, float]:
+    """Intercept and slope of that regression, fitted together; (0, 1) is ideal, NaN: none exists.
+
+    This intercept is the one to recalibrate with, and not ``calibration_intercept``.
+    """
+    intercept_R, slope_R = _calibration_line(labels, probabilities, None)
+    return float(intercept_R[0]), float(slope_R[0])
 
 
 def calibration_intercept(
@@ -124,10 +146,27 @@ def calibration_intercept(
 
     Below 0: the probabilities are too high on average (Van Calster 2019, BMC Med 17:230).
     """
-    labels_N, probabilities_N, weights_NR = _arrays(labels, probabilities, weights)
+    labels_N, probabilities_N, weights_NR = arrays_of(labels, probabilities, weights)
     logits_N = logit(np.clip(probabilities_N, CLIP, 1 - CLIP))
-    ones_N1 = np.ones((labels_N.size, 1))
-    return _answer(_logistic(ones_N1, logits_N, labels_N, weights_NR)[0], weights)
+    logits_C, total_CR, positive_CR = cells_of(labels_N, logits_N, weights_NR, cells=CELLS)
+    ones_C1 = np.ones((logits_C.size, 1))
+    return answer(logistic(ones_C1, logits_C, total_CR, positive_CR)[0], weights)
+
+
+def ici(labels: ArrayLike, probabilities: ArrayLike, *, weights: ArrayLike | None = None) -> Any:
+    """Integrated calibration index: mean distance of probability and smoothed outcome; ideal 0.
+
+    Austin & Steyerberg 2019, Stat Med 38:4051. Their smoother is loess. This one is local linear
+    with tricube weights over the nearest 75% of the rows, on SMOOTH_CELLS cells of equal count;
+    bandwidths are those of all rows, in every resample. It is above 0 by chance alone, more so in
+    few rows: the bootstrap interval is of the same biased number.
+    """
+    labels_N, probabilities_N, weights_NR = arrays_of(labels, probabilities, weights)
+    cells = cells_of(labels_N, probabilities_N, weights_NR, cells=SMOOTH_CELLS, always=True)
+    risk_C, total_CR, _ = cells
+    distance_CR = np.abs(smooth(*cells) - risk_C[:, None])
+    sums_R = np.einsum("cr,cr->r", total_CR, distance_CR)
+    return answer(sums_R / total_CR.sum(axis=0), weights)
 
 
 def calibration_curve(
@@ -168,74 +207,76 @@ METRICS: dict[str, Metric] = {
     "brier": brier,
     "calibration_slope": calibration_slope,
     "calibration_intercept": calibration_intercept,
+    "ici": ici,
+    "observed_expected": observed_expected,
 }
 
 
-def _arrays(
+def arrays_of(
     labels: ArrayLike, probabilities: ArrayLike, weights: ArrayLike | None
 ) -> tuple[Array, Array, Array]:
+    """Checked labels and probabilities (N,), and weights (N, R), of 1 where none are given."""
     labels_N, probabilities_N = check(labels, probabilities)
     if weights is None:
         return labels_N, probabilities_N, np.ones((labels_N.size, 1))
-    weights_NR = np.asarray(weights, dtype=np.float64)
+    weights_NR = np.asarray(weights)
+    if weights_NR.dtype != np.uint8:
+        weights_NR = weights_NR.astype(np.float64)
     if weights_NR.ndim not in (1, 2) or weights_NR.shape[0] != labels_N.size:
         raise InputError(f"weights {weights_NR.shape} do not match {labels_N.size} rows")
     return labels_N, probabilities_N, weights_NR.reshape(labels_N.size, -1)
 
 
-def _answer(values_R: Array, weights: ArrayLike | None) -> Any:
+def answer(values_R: Array, weights: ArrayLike | None) -> Any:
+    """As many numbers as there were sets of weights; a float for one set or none."""
     return values_R if np.ndim(weights) == 2 else float(values_R[0])  # type: ignore[arg-type]
 
 
-def _tie_groups(labels_N: Array, scores_N: Array, weights_NR: Array) -> tuple[Array, Array]:
-    """Weight of positives and of negatives in each group of equal scores, scores ascending."""
+class _Ranks(NamedTuple):
+    """Weight of each positive, of all rows ranked below it, and of those and its ties as well."""
+
+    weight_RP: Array
+    below_RP: Array
+    through_RP: Array
+    positives_below_RP: Array
+    total_R: Array
+
+
+def _ranks(labels_N: Array, scores_N: Array, weights_NR: Array) -> Iterator[_Ranks]:
+    """What AUROC and AUPRC are made of, for some resamples at a time; positives by score."""
     order_N = np.argsort(scores_N, kind="stable")
-    sorted_N = scores_N[order_N]
-    starts_G = np.flatnonzero(np.r_[True, sorted_N[1:] != sorted_N[:-1]])
-    weights_NR = weights_NR[order_N]
-    positive_NR = weights_NR * labels_N[order_N, None]
-    negative_NR = weights_NR - positive_NR
-    if starts_G.size == labels_N.size:
-        return positive_NR, negative_NR
-    return np.add.reduceat(positive_NR, starts_G), np.add.reduceat(negative_NR, starts_G)
+    sorted_N, positive_P = scores_N[order_N], np.flatnonzero(labels_N[order_N])
+    score_P = sorted_N[positive_P]
+    below_P, through_P = (np.searchsorted(sorted_N, score_P, side) for side in ("left", "right"))
+    positives_below_P = np.searchsorted(score_P, score_P)
+    weights_RN, size = weights_NR.T, max(1, BLOCK // labels_N.size)
+    for start in range(0, len(weights_RN), size):
+        ordered_RN = np.take(weights_RN[start : start + size], order_N, axis=1)
+        weight_RP = np.take(ordered_RN, positive_P, axis=1)
+        sums_RN, sums_RP = _running_sums(ordered_RN), _running_sums(weight_RP)
+        below_RP, through_RP = (np.take(sums_RN, at, axis=1) for at in (below_P, through_P))
+        parts = (weight_RP, below_RP, through_RP, np.take(sums_RP, positives_below_P, axis=1))
+        yield _Ranks(*(part.astype(np.float64) for part in (*parts, sums_RN[:, -1])))
 
 
-def _logistic(design_NK: Array, offset_N: Array, labels_N: Array, weights_NR: Array) -> Array:
-    """Maximum likelihood coefficients (K, R) of R weighted logistic regressions; NaN: none exist.
-
-    Newton's method. Resamples start one step from the fit to all rows, a step that is one matrix
-    product for all of them, and need one or two more.
-    """
-    n_resamples, n_coefficients = weights_NR.shape[1], design_NK.shape[1]
-    products_NK = (design_NK[:, :, None] * design_NK[:, None, :]).reshape(len(labels_N), -1)
-    beta_KR, tolerance = np.zeros((n_coefficients, n_resamples)), TOLERANCE
-    if n_resamples > 1:
-        whole_K1 = _logistic(design_NK, offset_N, labels_N, np.ones((len(labels_N), 1)))
-        whole_K1 = np.nan_to_num(whole_K1)
-        mean_N1 = expit(offset_N[:, None] + design_NK @ whole_K1)
-        gradient_KR = _sums(design_NK * (labels_N[:, None] - mean_N1), weights_NR)
-        hessian_KR = _sums(products_NK * mean_N1 * (1 - mean_N1), weights_NR)
-        beta_KR, tolerance = whole_K1 + _newton_step(gradient_KR, hessian_KR), RESAMPLE_TOLERANCE
-    for _ in range(MAX_STEPS):
-        mean_NR = expit(offset_N[:, None] + np.einsum("nk,kr->nr", design_NK, beta_KR))
-        gradient_KR = _sums(design_NK, weights_NR * (labels_N[:, None] - mean_NR))
-        hessian_KR = _sums(products_NK, weights_NR * mean_NR * (1 - mean_NR))
-        step_KR = _newton_step(gradient_KR, hessian_KR)
-        beta_KR += step_KR
-        if np.abs(step_KR).max() < tolerance:
-            break
-    return np.where(np.abs(step_KR).max(axis=0) < tolerance, beta_KR, np.nan)
+def _running_sums(values_RN: Array) -> Array:
+    """Sum of the first 0, 1, ..., N values."""
+    kind = np.int64 if values_RN.dtype == np.uint8 else np.float64
+    running = np.zeros((len(values_RN), values_RN.shape[1] + 1), dtype=kind)
+    np.cumsum(values_RN, axis=1, out=running[:, 1:])
+    return running
 
 
-def _sums(values_NK: Array, weights_NR: Array) -> Array:
-    # matrices this thin are slow in a threaded BLAS when cores are shared; einsum does not use it
-    return np.einsum("nk,nr->kr", values_NK, weights_NR)
-
-
-def _newton_step(gradient_KR: Array, hessian_KR: Array) -> Array:
-    """Solves one small system per resample; ``hessian_KR`` holds K x K numbers for each."""
-    n_coefficients = len(gradient_KR)
-    hessian_RKK = hessian_KR.T.reshape(-1, n_coefficients, n_coefficients)
-    ridge_KK = 1e-12 * np.eye(n_coefficients)
-    step_RK1 = np.linalg.solve(hessian_RKK + ridge_KK, gradient_KR.T[:, :, None])
-    return np.clip(step_RK1[:, :, 0].T, -MAX_STEP, MAX_STEP)
+def _calibration_line(
+    labels: ArrayLike, probabilities: ArrayLike, weights: ArrayLike | None
+) -> Array:
+    """Intercepts and slopes, (2, R)."""
+    labels_N, probabilities_N, weights_NR = arrays_of(labels, probabilities, weights)
+    logits_N = logit(np.clip(probabilities_N, CLIP, 1 - CLIP))
+    if np.ptp(logits_N) < 1e-6:
+        return np.full((2, weights_NR.shape[1]), np.nan)
+    centre = logits_N.mean()
+    logits_C, total_CR, positive_CR = cells_of(labels_N, logits_N, weights_NR, cells=CELLS)
+    design_CK = np.column_stack([np.ones_like(logits_C), logits_C - centre])
+    intercept_R, slope_R = logistic(design_CK, np.zeros_like(logits_C), total_CR, positive_CR)
+    return np.stack([intercept_R - slope_R * centre, slope_R])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.special import expit
 
-from medbert.evaluate.intervals import bootstrap, delong, summarise
+from medbert.evaluate.intervals import bootstrap, delong, delong_auroc, summarise
 from medbert.evaluate.metrics import auroc, brier
 from medbert.schema import InputError
 
@@ -99,6 +101,41 @@ def test_delong_against_its_definition() -> None:
     ours = delong(labels, first, second)
     assert ours.value == pytest.approx(placements[0][2] - placements[1][2], abs=1e-12)
     assert ours.high - ours.low == pytest.approx(2 * 1.959963984540054 * variance**0.5, abs=1e-12)
+
+
+def test_delong_of_one_against_its_definition() -> None:
+    labels, first, _ = scores(60, seed=4)
+    positive, negative = first[labels == 1].round(1), first[labels == 0].round(1)
+    kernel = (positive[:, None] > negative) + 0.5 * (positive[:, None] == negative)
+    by_side = [kernel.mean(axis=side) for side in (0, 1)]
+    error = sum(values.var(ddof=1) / len(values) for values in by_side) ** 0.5
+    ours = delong_auroc(labels, first.round(1))
+    assert ours.value == pytest.approx(kernel.mean(), abs=1e-12)
+    assert ours.value - ours.low == pytest.approx(1.959963984540054 * error, abs=1e-12)
+    assert ours.high <= 1
+
+
+@pytest.mark.skipif("MEDBERT_ASAH" not in os.environ, reason="no CSV of pROC's aSAH (GPL) named")
+def test_delong_gives_the_published_numbers() -> None:
+    """pROC 1.19: var and roc.test of aSAH, outcome Poor, as in its own tests."""
+    table = pd.read_csv(os.environ["MEDBERT_ASAH"])
+    labels = (table["outcome"] == "Poor").to_numpy()
+    score = {name: table[name] / table[name].max() for name in ("wfns", "s100b", "ndka")}
+    for name, variance in (
+        ("wfns", 0.00146991470882363),
+        ("ndka", 0.0031908105493913),
+        ("s100b", 0.00266868245717244),
+    ):
+        ours = delong_auroc(labels, score[name])
+        error = (ours.value - ours.low) / 1.959963984540054
+        assert error**2 == pytest.approx(variance, rel=1e-12)
+    for first, second, low, high, p in (
+        ("wfns", "s100b", 0.0104061769564846, 0.174214419249478, 0.0271757822291882),
+        ("wfns", "ndka", 0.0634011709339876, 0.3600405634833566, 0.00514557970691098),
+        ("ndka", "s100b", -0.2876917446341914, 0.0488706064228094, 0.164295175223054),
+    ):
+        ours = delong(labels, score[first], score[second])
+        assert (ours.low, ours.high, ours.p) == pytest.approx((low, high, p), rel=1e-10)
 
 
 def test_delong_p_is_uniform_where_models_are_alike() -> None:

@@ -44,6 +44,28 @@ def test_agrees_with_scikit_learn_with_ties_and_weights(digits: int, seed: int) 
             assert ours(labels, probabilities, weights=weight) == pytest.approx(expected, abs=1e-10)
 
 
+def test_whole_numbers_in_a_byte_are_the_same_weights() -> None:
+    labels, probabilities = simulated(700)
+    weights = np.random.default_rng(3).poisson(1, (700, 5))
+    for metric in METRICS.values():
+        ours = metric(labels, probabilities.round(2), weights=weights.astype(np.uint8))
+        same = metric(labels, probabilities.round(2), weights=weights.astype(float))
+        assert ours == pytest.approx(same, abs=1e-12)
+
+
+def test_blocks_and_cells_change_nothing_that_matters(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels, probabilities = simulated(3000, slope=1.3)
+    weights = np.random.default_rng(3).poisson(1, (3000, 40)).astype(np.uint8)
+    exact = {name: METRICS[name](labels, probabilities, weights=weights) for name in METRICS}
+    monkeypatch.setattr("medbert.evaluate.metrics.BLOCK", 7000)
+    monkeypatch.setattr("medbert.evaluate.fits.BLOCK", 7000)
+    monkeypatch.setattr("medbert.evaluate.metrics.CELLS", 500)
+    for name, values in exact.items():
+        ours = METRICS[name](labels, probabilities, weights=weights)
+        error = 0.05 * values.std() if name.startswith("calibration") else 1e-12
+        assert np.abs(ours - values).max() <= error
+
+
 @pytest.mark.parametrize("name", METRICS)
 def test_a_weight_is_a_repeated_row(name: str) -> None:
     labels, probabilities = simulated(400)
@@ -64,6 +86,41 @@ def test_calibration_recovers_scale_and_shift() -> None:
     assert metrics.calibration_intercept(labels, high) == pytest.approx(-0.7, abs=0.04)
 
 
+def test_observed_over_expected() -> None:
+    assert metrics.observed_expected([0, 1, 1], [0.1, 0.2, 0.7]) == pytest.approx(2.0)
+
+
+def local_linear(labels: np.ndarray, risk: np.ndarray) -> np.ndarray:
+    """Weighted least squares at every row, tricube over the nearest three quarters."""
+    fitted = np.empty(len(risk))
+    for index, here in enumerate(risk):
+        distance = np.abs(risk - here)
+        width = np.sort(distance)[int(np.ceil(0.75 * len(risk))) - 1]
+        root = np.sqrt(np.clip(1 - (distance / width) ** 3, 0, 1) ** 3)
+        design = np.column_stack([np.ones_like(risk), risk - here])
+        line = np.linalg.lstsq(design * root[:, None], labels * root, rcond=None)[0]
+        fitted[index] = line[0]
+    return fitted.clip(0, 1)
+
+
+def test_ici_is_what_its_definition_says() -> None:
+    labels, probabilities = simulated(300, slope=1.8)
+    expected = np.abs(local_linear(labels, probabilities) - probabilities).mean()
+    assert metrics.ici(labels, probabilities) == pytest.approx(expected, abs=1e-10)
+    labels, probabilities = simulated(1500, slope=1.8)  # in cells
+    expected = np.abs(local_linear(labels, probabilities) - probabilities).mean()
+    assert metrics.ici(labels, probabilities) == pytest.approx(expected, abs=2e-4)
+
+
+def test_ici_is_the_mean_error_of_the_risk() -> None:
+    labels, probabilities = simulated(100_000, shift=0.8)
+    truth = expit(np.log(probabilities / (1 - probabilities)) - 0.8)
+    error = np.abs(truth - probabilities).mean()
+    assert metrics.ici(labels, probabilities) == pytest.approx(error, abs=0.01)
+    assert metrics.ici(labels, truth) < 0.01
+    assert metrics.ici([0, 1, 1, 0], [0.3] * 4) == pytest.approx(0.2)
+
+
 def test_calibration_slope_is_the_unpenalised_logistic_fit() -> None:
     from sklearn.linear_model import LogisticRegression
 
@@ -72,6 +129,8 @@ def test_calibration_slope_is_the_unpenalised_logistic_fit() -> None:
     fitted = LogisticRegression(C=np.inf, tol=1e-10).fit(logits, labels)
     expected = fitted.coef_[0, 0]
     assert metrics.calibration_slope(labels, probabilities) == pytest.approx(expected, abs=1e-5)
+    line = (fitted.intercept_[0], expected)
+    assert metrics.calibration_line(labels, probabilities) == pytest.approx(line, abs=1e-5)
 
 
 def test_calibration_that_does_not_exist_is_nan() -> None:
