@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from medbert.commands.artefacts import artefact, first_process, write_json
 from medbert.commands.building import pretraining, pretraining_advice, training_sequences
+from medbert.commands.trained_on import TRAINED_ON, training_set
 from medbert.data.batches import Sequences, loader
 from medbert.data.entropy import chance, fit_pairs
 from medbert.data.store import Store
@@ -122,7 +123,7 @@ def _write(
     metrics: dict[str, Any],
     tuning: DataLoader,
 ) -> None:
-    extra = {"vocabulary_sha256": records.vocabulary.sha256}
+    extra = {"vocabulary_sha256": records.vocabulary.sha256, TRAINED_ON: training_set(records)}
     checkpoint.save_module(folder, modules={"encoder": module.encoder}, extra=extra)
     records.vocabulary.save(folder / "vocabulary.parquet")
     counts = torch.from_numpy(records.vocabulary.counts.copy())

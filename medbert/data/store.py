@@ -121,7 +121,8 @@ class Store:
 
         This is the only place where records are read, and the only one where the future is cut
         off. ``until`` is microseconds per row, or None for whole records (pretraining, and the
-        outcomes that labels are made of). A stay that has not ended by then has no known length.
+        outcomes that labels are made of). A stay that has not ended by then, or whose end is
+        unknown, has no known length.
         """
         rows = np.asarray(rows, dtype=np.int64)
         shard_B = np.searchsorted(self._first, rows, side="right") - 1
@@ -135,7 +136,8 @@ class Store:
             until = np.asarray(until, dtype=np.int64)
             event_T, offsets = _cut((event_T, offsets), event_T["time"], until)
             visit_V, visit_offsets = _cut((visit_V, visit_offsets), visit_V["visit_start"], until)
-            ended = visit_V["visit_end"] <= np.repeat(until, np.diff(visit_offsets))
+            end = visit_V["visit_end"]
+            ended = (end != STATIC) & (end <= np.repeat(until, np.diff(visit_offsets)))
             visit_V["visit_stay"] = np.where(ended, visit_V["visit_stay"], np.float32(np.nan))
             visit_V["visit_end"] = np.where(ended, visit_V["visit_end"], STATIC)
         return History(
