@@ -16,16 +16,7 @@ import pyarrow.parquet as pq
 
 from medbert.data.cohorts import Cohort, FlowStep, IndexRule, Timeline
 from medbert.data.conditions import Condition, Has
-from medbert.data.outcomes import (
-    CodeAtNextVisit,
-    CodeInVisit,
-    CodeWithin,
-    EverCode,
-    LongStay,
-    NewPhenotypes,
-    Outcome,
-    VisitWithin,
-)
+from medbert.data.outcomes import NewPhenotypes, Outcome
 from medbert.data.store import Store
 from medbert.schema import (
     BOOLEAN_VALUE,
@@ -38,19 +29,6 @@ from medbert.schema import (
     SUBJECT_ID,
     InputError,
 )
-
-__all__ = [
-    "CodeAtNextVisit",
-    "CodeInVisit",
-    "CodeWithin",
-    "EverCode",
-    "ExternalLabels",
-    "LongStay",
-    "NewPhenotypes",
-    "Outcome",
-    "Task",
-    "VisitWithin",
-]
 
 log = logging.getLogger(__name__)
 

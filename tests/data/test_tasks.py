@@ -20,17 +20,16 @@ from medbert.data.cohorts import (
     VisitStarts,
 )
 from medbert.data.conditions import Has, Not
-from medbert.data.tasks import (
+from medbert.data.outcomes import (
     CodeAtNextVisit,
     CodeInVisit,
     CodeWithin,
     EverCode,
-    ExternalLabels,
     LongStay,
     NewPhenotypes,
-    Task,
     VisitWithin,
 )
+from medbert.data.tasks import ExternalLabels, Task
 from medbert.schema import BIRTH, DEATH, InputError
 
 HF, DM = ["ICD9CM/428"], ["ICD9CM/250"]

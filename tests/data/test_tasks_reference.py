@@ -13,7 +13,8 @@ from conftest import records_of
 
 from medbert.data.cohorts import Landmarks, Timeline
 from medbert.data.conditions import Has, Not
-from medbert.data.tasks import CodeWithin, Task
+from medbert.data.outcomes import CodeWithin
+from medbert.data.tasks import Task
 from medbert.schema import BIRTH, DAYS_PER_YEAR, DEATH
 
 DAY = timedelta(days=1)
