@@ -14,7 +14,7 @@ install: .venv/installed ## create .venv with medbert and all that its tests nee
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PIP) torch -c constraints.txt
-	$(PIP) --editable '.[test]' -c constraints.txt
+	$(PIP) --editable '.[test,outside]' -c constraints.txt
 	touch $@
 
 demo: .venv/installed ## invent 50,000 lives, pretrain, predict heart failure in diabetics, open the report

@@ -28,6 +28,7 @@ __all__ = [
     "InputError",
     "Store",
     "Unfinished",
+    "benchmark",
     "embed",
     "evaluate",
     "finetune",

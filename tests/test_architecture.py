@@ -72,12 +72,13 @@ def test_the_house_stays_small():
     """The guide is 7,000 lines for what a reader has to know; a leaf can be left for later.
 
     The core is larger: exact resuming, several devices, the fast paths, two encoders and the plan
-    of a run took 2,600 lines; conditions, outcomes, the linter and the statistics 2,500.
+    of a run took 2,600 lines; conditions, outcomes, the linter and the statistics 2,500; the
+    benchmark, its report and the foretelling of codes another 2,600.
     """
     lines = {f.relative_to(PACKAGE).as_posix(): f.read_text("utf-8").count("\n") for f in FILES}
     core = sum(n for name, n in lines.items() if not name.startswith(LEAVES))
     if core > 7_000:
         warnings.warn(f"the core has {core} lines; the guide is 7,000", stacklevel=1)
-    assert core <= 13_400 and sum(lines.values()) <= 18_200
-    assert len(list((ROOT / "conf").rglob("*.yaml"))) <= 60
+    assert core <= 16_100 and sum(lines.values()) <= 20_900
+    assert len(list((ROOT / "conf").rglob("*.yaml"))) <= 66
     assert not [f for f in FILES if f.stem in ("utils", "helpers", "common", "misc")]

@@ -70,12 +70,7 @@ def train_classifier(
     classifier = recipe.head(hidden=model.hidden)
     data = {split: sequences(records, splits[split], recipe) for split in (TRAIN, TUNING)}
     if isinstance(classifier, FrozenLogistic):
-        device, budget = place(), recipe.batch_tokens
-        model.to(device)
-        features = [
-            score(lambda b: classifier.features(model, b), loader(d, budget=budget), device=device)
-            for d in data.values()
-        ]
+        features = [frozen(part, model, classifier, recipe) for part in data.values()]
         outcome = splits[TRAIN].labels, splits[TUNING].labels
         return classifier, classifier.fit(features[0], outcome[0], features[1], outcome[1])
     module = TrainingModule(
@@ -97,6 +92,14 @@ def train_classifier(
         resumable=False,
     )
     return classifier, metrics
+
+
+def frozen(data: Sequences, model: Any, classifier: FrozenLogistic, recipe: Recipe) -> torch.Tensor:
+    """What a frozen encoder gives the head for each row, (N, K)."""
+    device = place()
+    model.to(device)
+    batches = loader(data, budget=recipe.batch_tokens)
+    return score(lambda batch: classifier.features(model, batch), batches, device=device)
 
 
 def predict(

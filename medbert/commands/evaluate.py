@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from hydra.utils import instantiate
@@ -17,12 +16,14 @@ from rich.console import Console
 
 from medbert.commands.artefacts import artefact, read_json, write_json
 from medbert.commands.classifier import Recipe, Rows, predict, train_classifier
+from medbert.commands.judging import features, groups, oracle, write_models
 from medbert.commands.reporting import PRETRAINED, UNTRAINED, write_report
-from medbert.data import synthetic
-from medbert.data.counts import count_codes
+from medbert.commands.table_one import table_one
+from medbert.data.counts import Counts, count_codes
 from medbert.data.store import Store
 from medbert.evaluate import report
-from medbert.evaluate.baselines import Features, LightGBMBaseline, LogisticBaseline
+from medbert.evaluate.baselines import LightGBMBaseline, LogisticBaseline
+from medbert.evaluate.study import analyse
 from medbert.model import checkpoint
 from medbert.schema import (
     BOOLEAN_VALUE,
@@ -61,27 +62,20 @@ def evaluate(
     records = Store(begun["store"])
     _check_vocabulary(Path(run), records)
     splits = _labels(Path(run), records)
-    pretrained = begun["encoder_dir"] is not None
-    subject = PRETRAINED if pretrained else UNTRAINED
+    subject = UNTRAINED if begun["encoder_dir"] is None else PRETRAINED
     models = {subject: pq.read_table(Path(run) / "predictions.parquet")[PROBABILITY].to_numpy()}
     searches: dict[str, Any] = {}
     with artefact(out, overwrite=overwrite, settings=settings) as folder:
-        if untrained and pretrained:
-            log.info("fine-tuning the same encoder without pretraining")
+        if untrained and subject == PRETRAINED:
             models[UNTRAINED] = _untrained(Path(run), begun, records, splits, folder)
-        features = {split: _features(records, rows, window_days) for split, rows in splits.items()}
-        for each in baseline.values():
-            log.info("tuning %s", each.name)
-            fitted = each.fit(
-                features[TRAIN],
-                splits[TRAIN].labels,
-                features[TUNING],
-                splits[TUNING].labels,
-                seed=seed,
-                threads=torch.get_num_threads(),
-            )
-            models[each.name] = fitted.predict_proba(features[HELD_OUT])
-            searches[each.name] = dataclasses.asdict(fitted.search)
+        counts = {
+            split: count_codes(records, rows.rows, until=rows.until, window_days=[*window_days])
+            for split, rows in splits.items()
+        }
+        tuned = {each.name: each for each in baseline.values()}
+        for name, each in tuned.items():
+            log.info("tuning %s", name)
+            models[name], searches[name] = _tuned(each, splits, counts, seed=seed)
         held_out = splits[HELD_OUT]
         results = report.summarise(
             held_out.labels,
@@ -89,16 +83,46 @@ def evaluate(
             records.subject_ids[held_out.rows],
             reference=subject,
             untrained=UNTRAINED if subject == PRETRAINED and UNTRAINED in models else None,
-            oracle=_oracle(records, begun["task"], held_out),
+            oracle=oracle(records, begun["task"], held_out),
             seed=seed,
             n_bootstrap=n_bootstrap,
         )
-        _write_predictions(folder / "predictions.parquet", records, held_out, models)
-        write_json(folder / "metrics.json", {**results.to_dict(), "searches": searches})
-        write_report(results, folder / "report.html", run=Path(run), min_count=min_count)
-    Console().print(report.rich_table(results))
+        write_models(folder / "predictions.parquet", records, held_out, models)
+        study = analyse(
+            results,
+            records.subject_ids[held_out.rows],
+            groups=groups(records, held_out, counts[HELD_OUT]),
+            over=next((n for n, b in tuned.items() if type(b) is LogisticBaseline), None),
+            seed=seed,
+            n=n_bootstrap,
+            min_count=min_count,
+        )
+        columns = table_one(records, splits, min_count=min_count)
+        study = dataclasses.replace(study, table_one=columns)
+        study = write_report(study, folder / "report.html", run=Path(run), min_count=min_count)
+        write_json(folder / "metrics.json", {**study.to_dict(), "searches": searches})
+    Console().print(report.rich_table(results, min_count=min_count))
     log.info("made %s; open %s", out, Path(out) / "report.html")
     return results
+
+
+def _tuned(
+    baseline: LogisticBaseline | LightGBMBaseline,
+    splits: Mapping[str, Rows],
+    counts: Mapping[str, Counts],
+    *,
+    seed: int,
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Held-out probabilities, and the record of the search."""
+    fitted = baseline.fit(
+        features(counts[TRAIN]),
+        splits[TRAIN].labels,
+        features(counts[TUNING]),
+        splits[TUNING].labels,
+        seed=seed,
+        threads=torch.get_num_threads(),
+    )
+    return fitted.predict_proba(features(counts[HELD_OUT])), dataclasses.asdict(fitted.search)
 
 
 def _check_vocabulary(run: Path, records: Store) -> None:
@@ -121,6 +145,7 @@ def _labels(run: Path, records: Store) -> dict[str, Rows]:
 def _untrained(
     run: Path, begun: dict[str, Any], records: Store, splits: dict[str, Rows], folder: Path
 ) -> np.ndarray:
+    log.info("fine-tuning the same encoder without pretraining")
     parts = {name: instantiate(begun[name]) for name in ("head", "optimizer", "trainer")}
     recipe = Recipe(**parts, **{f: begun[f] for f in Recipe._fields if f not in parts})
     shape: Any = checkpoint.load_module(run, "encoder")
@@ -128,36 +153,3 @@ def _untrained(
     fresh = type(shape)(**shape.config)
     classifier, _ = train_classifier(records, splits, fresh, recipe, folder=folder / "untrained")
     return predict(records, splits[HELD_OUT], fresh, classifier, recipe)
-
-
-def _features(records: Store, rows: Rows, window_days: Sequence[int | None]) -> Features:
-    counts = count_codes(records, rows.rows, until=rows.until, window_days=list(window_days))
-    return Features(counts=counts.codes, dense=np.column_stack([counts.age, counts.female]))
-
-
-def _write_predictions(
-    path: Path, records: Store, rows: Rows, models: Mapping[str, np.ndarray]
-) -> None:
-    """One line per held-out row, one column of probabilities per model."""
-    columns = {
-        SUBJECT_ID: records.subject_ids[rows.rows],
-        PREDICTION_TIME: rows.until.view("datetime64[us]"),
-        BOOLEAN_VALUE: rows.labels,
-        **models,
-    }
-    pq.write_table(pa.table(columns), path)
-
-
-def _oracle(records: Store, task: dict[str, Any], rows: Rows) -> np.ndarray | None:
-    """The true risk of each row, where the records are invented and the outcome is simulated."""
-    file = records.folder / "truth.parquet"
-    if not file.is_file() or task.get("truth") is None:
-        return None
-    return synthetic.true_risk(
-        pq.read_table(file),
-        subject_id=records.subject_ids[rows.rows],
-        prediction_time=rows.until.view("datetime64[us]"),
-        outcome=task["truth"],
-        gap_days=task["outcome"]["gap_days"],
-        window_days=task["outcome"]["window_days"],
-    )

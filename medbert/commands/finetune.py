@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,18 +15,18 @@ import torch
 from medbert.commands.artefacts import artefact, write_json
 from medbert.commands.building import load_encoder
 from medbert.commands.classifier import Recipe, Rows, by_split, predict, train_classifier
+from medbert.commands.judging import write_predictions
 from medbert.commands.reporting import PRETRAINED, UNTRAINED, write_report
 from medbert.data.cohorts import Cohort
 from medbert.data.store import Store
 from medbert.evaluate import report
+from medbert.evaluate.study import Study
 from medbert.model import checkpoint
 from medbert.schema import (
     BOOLEAN_VALUE,
-    DECISION,
     HELD_OUT,
     LABELS,
     PREDICTION_TIME,
-    PROBABILITY,
     SUBJECT_ID,
 )
 
@@ -81,7 +80,7 @@ def finetune(
         checkpoint.save_module(folder, modules=modules, extra=vocabulary)
         records.vocabulary.save(folder / "vocabulary.parquet")
         _write_labels(folder / "labels.parquet", records, splits)
-        _write_predictions(folder / "predictions.parquet", records, splits[HELD_OUT], held_out)
+        write_predictions(folder / "predictions.parquet", records, splits[HELD_OUT], held_out)
         write_json(
             folder / "cohort.json",
             {"flow": [tuple(step) for step in cohort.flow], "task": cohort.task},
@@ -94,7 +93,7 @@ def finetune(
             seed=seed,
         )
         write_json(folder / "metrics.json", {"training": metrics, **results.to_dict()})
-        write_report(results, folder / "report.html", run=folder, min_count=10)
+        write_report(Study(results), folder / "report.html", run=folder, min_count=10)
     log.info("made %s; next: medbert evaluate run=%s out=report/", out, out)
     return Path(out)
 
@@ -113,15 +112,3 @@ def _write_labels(path: Path, records: Store, splits: dict[str, Rows]) -> None:
     ]
     schema = LABELS.append(pa.field("split", pa.string()))
     pq.write_table(pa.Table.from_pandas(pd.concat(parts), schema, preserve_index=False), path)
-
-
-def _write_predictions(path: Path, records: Store, rows: Rows, probability: np.ndarray) -> None:
-    """In the schema of meds-evaluation: both predicted columns, the probability as float64."""
-    columns = {
-        SUBJECT_ID: pa.array(records.subject_ids[rows.rows], pa.int64()),
-        PREDICTION_TIME: pa.array(rows.until.view("datetime64[us]")),
-        BOOLEAN_VALUE: pa.array(rows.labels),
-        DECISION: pa.array(probability >= 0.5),
-        PROBABILITY: pa.array(probability, pa.float64()),
-    }
-    pq.write_table(pa.table(columns), path)

@@ -18,7 +18,7 @@ from medbert.commands.trained_on import PIECE, code_keys, record_keys, seen_in_p
 from medbert.data.batches import Sequences
 from medbert.data.codes import is_diagnosis, matches
 from medbert.data.cohorts import NEVER
-from medbert.data.counts import Counts, count_codes
+from medbert.data.counts import ROLLED_UP, Counts, count_codes
 from medbert.data.outcomes import CodeInVisit, NewPhenotypes
 from medbert.data.store import History, Store
 from medbert.evaluate import leakage
@@ -241,7 +241,9 @@ def _alone(records: Store, train: Rows, counts: Counts, newest: np.ndarray) -> F
 
 def _counted(given: Counts) -> np.ndarray:
     """How many codes of the whole history were counted in each row; 0 where only windows were."""
-    whole = np.flatnonzero([" (last " not in name for name in given.names])
+    whole = np.flatnonzero(
+        [" (last " not in name and not name.endswith(ROLLED_UP) for name in given.names]
+    )
     return np.asarray(given.codes[:, whole].sum(axis=1)).ravel()
 
 

@@ -2,37 +2,52 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from medbert.commands.artefacts import read_json
 from medbert.data.store import Store
-from medbert.evaluate import report
+from medbert.evaluate.report import write_study_html
+from medbert.evaluate.study import Study
 
 PRETRAINED, UNTRAINED = "Med-BERT, pretrained", "Med-BERT, untrained"
 
 
-def write_report(results: report.Results, path: Path, *, run: Path, min_count: int) -> None:
-    """Writes the page for ``results`` of the run in the folder ``run``."""
+def write_report(study: Study, path: Path, *, run: Path, min_count: int) -> Study:
+    """Writes the page for a study of the run in the folder ``run``; returns the study with all
+    that the run tells."""
     cohort, begun = read_json(run / "cohort.json"), read_json(run / "settings.json")
-    report.write_html(
-        results,
-        path,
-        title=cohort["task"]["task"],
+    about, used = cohort["task"], _what_was_used(begun)
+    software = read_json(run / "environment.json")
+    known = {
+        "source": f"{used['source']}, {used['subjects']} subjects",
+        "eligibility": "; ".join(step for step, *_ in cohort["flow"][1:]),
+        "outcome": about.get("outcome", ""),
+        "index": about.get("index", ""),
+        "predictors": f"{used['vocabulary']}; none preselected",
+        "split": "by subject, made once, stored with the records",
+        "software": ", ".join(f"{name} {version}" for name, version in software.items()),
+    }
+    whole = replace(
+        study,
+        title=about["task"],
         flow=cohort["flow"],
-        settings={**cohort["task"], **_what_was_used(begun), **read_json(run / "environment.json")},
-        notes=list(begun["task"].get("notes") or []),
-        min_count=min_count,
+        settings={**about, **used, **software, **study.settings},
+        notes=[*study.notes, *(begun["task"].get("notes") or [])],
+        facts={**known, **study.facts},
     )
+    write_study_html(whole, path, min_count=min_count)
+    return whole
 
 
 def _what_was_used(begun: dict[str, Any]) -> dict[str, str]:
-    records = Store(begun["store"])
+    records, heads = Store(begun["store"]), begun.get("heads") or {"": begun["head"]}
     return {
         "source": records.info["source"]["name"],
         "subjects": f"{len(records):,}",
         "vocabulary": f"{len(records.vocabulary):,} tokens",
         "encoder": begun["encoder_dir"] or "untrained",
-        "head": begun["head"]["_target_"].rpartition(".")[2],
+        "head": ", ".join(head["_target_"].rpartition(".")[2] for head in heads.values()),
         "seed": begun["seed"],
     }

@@ -2,33 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy import sparse
 
+from medbert.data.codes import ancestors
 from medbert.data.store import History, Store
 from medbert.schema import DATES, DAY_US, DAYS_PER_YEAR, SEX, SPECIAL_TOKENS, STATIC
 
+ROLLED_UP = " (and below)"
 _AGE_CODE = "AGE//"  # where a source knows an age band but no birth; its value is the middle
 
 
 class Counts(NamedTuple):
     """``codes``: CSR (rows, windows x vocabulary) counts; ``age`` in years, NaN where unknown;
-    ``female``: 1, 0, NaN where unknown; ``names`` of the columns of ``codes``."""
+    ``female``: 1, 0, NaN where unknown; ``names`` of the columns of ``codes``; ``sets``: how many
+    columns, from the first, each of the feature sets has, the smallest first."""
 
     codes: sparse.csr_matrix
     age: np.ndarray
     female: np.ndarray
     names: list[str]
+    sets: Mapping[str, int]
+
+    def at(self, rows: np.ndarray) -> Counts:
+        """Some of the rows."""
+        codes, age, female = (part[rows] for part in self[:3])
+        return Counts(codes, age, female, self.names, self.sets)
 
 
 def count_codes(
-    store: Store, rows: np.ndarray, *, until: np.ndarray, window_days: list[int | None]
+    store: Store,
+    rows: np.ndarray,
+    *,
+    until: np.ndarray,
+    window_days: list[int | None],
+    roll_up: bool = False,
 ) -> Counts:
     """Counts each token in the history of ``rows`` until ``until``, in each window before it.
 
     A window of None is the whole history; where the store has no dates only that one is used.
+    ``roll_up`` adds, for the first window, counts of each code above others with all below it.
     """
     history = store.history(rows, until=until)
     n_rows, n_codes = len(rows), len(store.vocabulary)
@@ -46,11 +62,36 @@ def count_codes(
         blocks.append(block[:, len(SPECIAL_TOKENS) :])
         when = "" if window is None else f" (last {window} d)"
         names += [code + when for code in store.vocabulary.codes[len(SPECIAL_TOKENS) :]]
+    sets = {"first window": len(names) // len(windows)}
+    sets |= {"all windows": len(names)} if len(windows) > 1 else {}
+    if roll_up:
+        above, below_KA = _roll_ups(store.vocabulary.codes[len(SPECIAL_TOKENS) :])
+        blocks.append(blocks[0] @ below_KA)
+        names += [name + ROLLED_UP for name in above]
+        sets |= {f"{[*sets][-1]} and roll-ups": len(names)} if above else {}
     return Counts(
         codes=sparse.hstack(blocks, format="csr"),
         age=_age(store, history, row_T, until),
         female=_female(store, history, row_T, n_rows),
         names=names,
+        sets=sets,
+    )
+
+
+def _roll_ups(codes: Sequence[str]) -> tuple[list[str], sparse.csr_matrix]:
+    """The codes above two or more of ``codes``, and which these are: (codes, codes above). Of codes
+    above the same ones only the nearest is there."""
+    below: dict[str, list[int]] = {}
+    for place, code in enumerate(codes):
+        for above in (code, *ancestors(code, {})):
+            below.setdefault(above, []).append(place)
+    groups = {tuple(places): above for above, places in below.items() if len(places) > 1}
+    sizes = [len(places) for places in groups]
+    at = np.array([place for places in groups for place in places], np.int64)
+    columns = np.repeat(np.arange(len(groups)), sizes)
+    shape = (len(codes), len(groups))
+    return list(groups.values()), sparse.csr_matrix(
+        (np.ones(len(at), np.float32), (at, columns)), shape
     )
 
 

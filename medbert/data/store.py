@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +28,7 @@ import pyarrow.parquet as pq
 from medbert.data import splits as subject_splits
 from medbert.data.visits import Stays
 from medbert.data.vocabulary import Tokens, Vocabulary
-from medbert.schema import CODE, KINDS, STATIC, SUBJECT_ID, InputError
+from medbert.schema import CODE, DATES, DAY_US, KINDS, STATIC, SUBJECT_ID, InputError
 
 FORMAT = 2
 
@@ -56,6 +57,8 @@ class History(NamedTuple):
 
 class Store:
     """Opens a store folder; nothing is read until it is asked for."""
+
+    window_days: int | None = None  # see ``recent``
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -116,13 +119,24 @@ class Store:
     def _columns(self) -> list[dict[str, np.ndarray]]:
         return [_numpy_columns(shard) for shard in self._shards]
 
+    def recent(self, days: int | None) -> Store:
+        """The same store, whose histories begin ``days`` before ``until`` (None: at their first
+        event): an observation window, for all that reads it. Raises InputError without dates."""
+        if days is not None and (days <= 0 or self.time != DATES):
+            cause = "must be more than 0 days" if days <= 0 else "needs dates; the store has none"
+            raise InputError(f"{self.folder}: an observation window of {days} days {cause}")
+        other = copy(self)
+        other.window_days = days
+        return other
+
     def history(self, rows: np.ndarray, *, until: np.ndarray | None = None) -> History:
         """What is known of the subjects at ``rows`` up to and including the times ``until``.
 
         This is the only place where records are read, and the only one where the future is cut
         off. ``until`` is microseconds per row, or None for whole records (pretraining, and the
         outcomes that labels are made of). A stay that has not ended by then, or whose end is
-        unknown, has no known length.
+        unknown, has no known length. In an observation window (``recent``) static events and birth
+        stay; visits that were over before it are gone, and the others are counted anew.
         """
         rows = np.asarray(rows, dtype=np.int64)
         shard_B = np.searchsorted(self._first, rows, side="right") - 1
@@ -136,6 +150,11 @@ class Store:
             until = np.asarray(until, dtype=np.int64)
             event_T, offsets = _cut((event_T, offsets), event_T["time"], until)
             visit_V, visit_offsets = _cut((visit_V, visit_offsets), visit_V["visit_start"], until)
+            if self.window_days is not None:
+                since = until - self.window_days * DAY_US
+                (event_T, offsets), (visit_V, visit_offsets) = _since(
+                    (event_T, offsets), (visit_V, visit_offsets), since
+                )
             end = visit_V["visit_end"]
             ended = (end != STATIC) & (end <= np.repeat(until, np.diff(visit_offsets)))
             visit_V["visit_stay"] = np.where(ended, visit_V["visit_stay"], np.float32(np.nan))
@@ -199,10 +218,30 @@ def _join(parts: Sequence[_Ragged]) -> _Ragged:
 
 def _cut(ragged: _Ragged, known_from: np.ndarray, until: np.ndarray) -> _Ragged:
     """Only the items whose time ``known_from`` is not after ``until`` (one per subject)."""
+    return _kept(ragged, known_from <= np.repeat(until, np.diff(ragged[1])))
+
+
+def _kept(ragged: _Ragged, keep: np.ndarray) -> _Ragged:
     columns, offsets = ragged
-    keep = known_from <= np.repeat(until, np.diff(offsets))
     kept_before = np.concatenate([[0], np.cumsum(keep)])
     return {name: column[keep] for name, column in columns.items()}, kept_before[offsets]
+
+
+def _since(events: _Ragged, visits: _Ragged, since: np.ndarray) -> tuple[_Ragged, _Ragged]:
+    """Only the items after ``since`` (one per subject), and static ones; the first visit that goes
+    on after it, or that has such an event, becomes number 1."""
+    (event_T, offsets), (visit_V, visit_offsets) = events, visits
+    row_T, row_V = (np.repeat(np.arange(len(since)), np.diff(o)) for o in (offsets, visit_offsets))
+    late_T = event_T["time"] > since[row_T]
+    late_V = np.maximum(visit_V["visit_start"], visit_V["visit_end"]) > since[row_V]
+    number_V = np.arange(len(row_V)) - visit_offsets[row_V] + 1
+    first, inside_T = np.diff(visit_offsets) + 1, late_T & (event_T["visit"] > 0)
+    np.minimum.at(first, row_V[late_V], number_V[late_V])
+    np.minimum.at(first, row_T[inside_T], event_T["visit"][inside_T])
+    event_T, offsets = _kept((event_T, offsets), late_T | (event_T["time"] == STATIC))
+    lost_T = np.repeat(first - 1, np.diff(offsets)).astype(event_T["visit"].dtype)
+    event_T["visit"] = np.where(event_T["visit"] > 0, event_T["visit"] - lost_T, event_T["visit"])
+    return (event_T, offsets), _kept((visit_V, visit_offsets), number_V >= first[row_V])
 
 
 # --- files --------------------------------------------------------------------------------------

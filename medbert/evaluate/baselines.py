@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from medbert.evaluate.metrics import Array, auroc
 from medbert.schema import InputError
 
 SHAPE = ("num_leaves", "min_child_samples", "feature_fraction", "learning_rate")
+DENSE_ONLY = ("linear", "quadratic")  # transforms that pass counts over
 QUIET = {"deterministic": True, "force_row_wise": True, "verbosity": -1}
 
 
@@ -29,11 +31,22 @@ class Features(NamedTuple):
     """What a baseline sees of N rows, all known by the prediction time.
 
     ``counts`` scipy sparse (N, K), how often each code occurs; ``dense`` (N, D), such as age in
-    years and sex as 0 or 1, NaN where unknown. K or D may be 0.
+    years and sex as 0 or 1, NaN where unknown. K or D may be 0. ``sets``: feature sets to choose
+    from, by the number of their columns of ``counts``, from the first; none: all columns.
     """
 
     counts: Any
     dense: Array
+    sets: Mapping[str, int] = MappingProxyType({})
+
+    def each(self) -> dict[str, Features]:
+        """The features of each set by its name; all of them by "" where there are no sets."""
+        sets = self.sets or {"": self.counts.shape[1]}
+        return {name: Features(self.counts[:, :n], self.dense) for name, n in sets.items()}
+
+    def at(self, rows: NDArray[np.intp]) -> Features:
+        """Some of the rows."""
+        return Features(self.counts[rows], self.dense[rows], self.sets)
 
 
 @dataclass(frozen=True)
@@ -101,7 +114,7 @@ class _Design:
     @classmethod
     def learn(cls, features: Features, *, transform: str) -> _Design:
         dense = _Dense.learn(features.dense, quadratic=transform == "quadratic")
-        if transform in ("linear", "quadratic"):  # dense columns only
+        if transform in DENSE_ONLY:
             return cls(transform, None, dense)
         largest_K = _transformed(features.counts, transform).max(axis=0).toarray().ravel()
         return cls(transform, np.where(largest_K > 0, largest_K, 1.0), dense)
@@ -110,7 +123,7 @@ class _Design:
         dense_ND = self.dense(features.dense)
         if self.largest is None:
             return dense_ND
-        counts = _transformed(features.counts, self.transform)
+        counts = _transformed(features.counts[:, : self.largest.size], self.transform)
         return sparse.hstack([counts.multiply(1 / self.largest), dense_ND], format="csr")
 
 
@@ -137,8 +150,9 @@ class FittedLightGBM:
 
     def predict_proba(self, features: Features) -> Array:
         """Probability of the outcome, (N,)."""
-        best = self.booster.best_iteration
-        return np.asarray(self.booster.predict(_stacked(features), num_iteration=best))
+        columns = self.booster.num_feature() - features.dense.shape[1]
+        used = _stacked(Features(features.counts[:, :columns], features.dense))
+        return np.asarray(self.booster.predict(used, num_iteration=self.booster.best_iteration))
 
 
 @dataclass(frozen=True)
@@ -146,7 +160,7 @@ class LogisticBaseline:
     """L2 logistic regression on counts of codes, as presence or log(1 + count), and dense columns.
 
     Codes are scaled by the largest value in train, dense columns to unit variance; the intercept is
-    not penalised.
+    not penalised. Every combination of feature set, transform and penalty is tried.
     """
 
     name: str = "L2 logistic regression"
@@ -172,16 +186,16 @@ class LogisticBaseline:
         held = _checked(tuning, tuning_labels, where=f"{self.name}, tuning")
         trials: list[dict[str, Any]] = []
         fits: list[tuple[_Design, Array, float]] = []
-        for transform in self.transforms:
-            design = _Design.learn(train.features, transform=transform)
-            train_NK, held_NK = design(train.features), design(held.features)
+        for transform, name, used in _offered(train.features, self.transforms):
+            design = _Design.learn(used, transform=transform)
+            train_NK, held_NK = design(used), design(held.features)
             model = LogisticRegression(warm_start=True, max_iter=self.max_iter)
             for penalty in sorted(self.penalties):  # strong to weak: each starts at the last
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", ConvergenceWarning)  # said in the record
                     model.set_params(C=penalty).fit(train_NK, train.labels)
                 fits.append((design, model.coef_[0].copy(), float(model.intercept_[0])))
-                trials.append({"transform": transform, "C": penalty})
+                trials.append({**_said(name), "transform": transform, "C": penalty})
                 trials[-1]["converged"] = bool(model.n_iter_[0] < self.max_iter)
                 trials[-1]["auroc"] = auroc(held.labels, model.predict_proba(held_NK)[:, 1])
         bounds = (min(self.penalties), max(self.penalties))
@@ -202,7 +216,8 @@ class AgeSexBaseline(LogisticBaseline):
 class LightGBMBaseline:
     """Gradient-boosted trees on raw counts and dense columns; rounds by early stopping on tuning.
 
-    Every combination of the four settings is tried.
+    Feature sets are tried with the first combination of the four settings, and the best of them
+    with every other.
     """
 
     name: str = "LightGBM"
@@ -231,22 +246,30 @@ class LightGBMBaseline:
         train = _checked(features, labels, where=f"{self.name}, train")
         held = _checked(tuning, tuning_labels, where=f"{self.name}, tuning")
         shared = {"feature_pre_filter": False, "num_threads": threads, "seed": seed, **QUIET}
-        train_set = lightgbm.Dataset(_stacked(train.features), train.labels, params=shared)
-        tuning_set = train_set.create_valid(_stacked(held.features), held.labels)
-        trials, boosters = [], []
+        held_sets, data = held.features.each(), {}
+        for name, used in train.features.each().items():
+            train_set = lightgbm.Dataset(_stacked(used), train.labels, params=shared)
+            held_set = train_set.create_valid(_stacked(held_sets[name]), held.labels)
+            data[name] = train_set, held_set
+        trials: list[dict[str, Any]] = []
+        boosters, bounds = [], (0, self.max_rounds)
         for values in itertools.product(*(getattr(self, name) for name in SHAPE)):
             setting = dict(zip(SHAPE, values, strict=True))
-            booster = lightgbm.train(
-                {"objective": "binary", "metric": "auc", "lambda_l2": 1.0, **shared, **setting},
-                train_set,
-                num_boost_round=self.max_rounds,
-                valid_sets=[tuning_set],
-                callbacks=[lightgbm.early_stopping(self.patience, verbose=False)],
-            )
-            score = booster.best_score["valid_0"]["auc"]
-            trials.append({**setting, "rounds": booster.best_iteration, "auroc": score})
-            boosters.append(booster)
-        best, search = _choose(trials, edge="rounds", bounds=(0, self.max_rounds))
+            for name, (train_set, held_set) in data.items():
+                booster = lightgbm.train(
+                    {"objective": "binary", "metric": "auc", "lambda_l2": 1.0, **shared, **setting},
+                    train_set,
+                    num_boost_round=self.max_rounds,
+                    valid_sets=[held_set],
+                    callbacks=[lightgbm.early_stopping(self.patience, verbose=False)],
+                )
+                trials.append({**_said(name), **setting, "rounds": booster.best_iteration})
+                trials[-1]["auroc"] = booster.best_score["valid_0"]["auc"]
+                boosters.append(booster)
+            if len(data) > 1:
+                name = [*data][_choose(trials, edge="rounds", bounds=bounds)[0]]
+                data = {name: data[name]}
+        best, search = _choose(trials, edge="rounds", bounds=bounds)
         return FittedLightGBM(boosters[best], search)
 
 
@@ -269,7 +292,19 @@ def _checked(features: Features, labels: ArrayLike, *, where: str) -> _Split:
             f"{where}: {labels_N.size} rows with {positives} positives; a baseline needs both "
             "classes there: use more subjects or another split seed"
         )
-    return _Split(Features(sparse.csr_matrix(counts, dtype=np.float64), dense), labels_N)
+    checked = Features(sparse.csr_matrix(counts, dtype=np.float64), dense, features.sets)
+    return _Split(checked, labels_N)
+
+
+def _offered(features: Features, transforms: Sequence[str]) -> Iterator[tuple[str, str, Features]]:
+    """Transform, name of the feature set, and its features."""
+    for transform in transforms:
+        sets = {"": features} if transform in DENSE_ONLY else features.each()
+        yield from ((transform, *each) for each in sets.items())
+
+
+def _said(features: str) -> dict[str, str]:
+    return {"features": features} if features else {}
 
 
 def _choose(

@@ -145,13 +145,23 @@ def risk_distribution(
     return axes
 
 
-def forest(intervals: Mapping[str, Interval], *, axes: Axes | None = None) -> Axes:
-    """AUROC of every model with its interval, one line each, in the order given."""
-    axes = axes or new_axes()
+def forest(
+    intervals: Mapping[str, Interval],
+    *,
+    coloured: Sequence[str] | None = None,
+    axes: Axes | None = None,
+) -> Axes:
+    """AUROC of every model with its interval, one line each, in the order given.
+
+    ``coloured``: those that the other pictures show, in their order; the others are grey.
+    """
+    axes = axes or new_axes(height=1 + 0.42 * max(len(intervals), 3))
+    order = list(intervals if coloured is None else coloured)
     for index, (name, interval) in enumerate(intervals.items()):
-        is_oracle = name == ORACLE_NAME
-        colour = "black" if is_oracle else COLOURS[index % len(COLOURS)]
-        marker = "*" if is_oracle else MARKERS[index % len(MARKERS)]
+        colour, marker = ("black", "*") if name == ORACLE_NAME else ("0.5", "o")
+        if name in order and name != ORACLE_NAME:
+            place = order.index(name)
+            colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
         axes.plot([interval.low, interval.high], [index, index], color=colour, linewidth=1.8)
         axes.plot(interval.value, index, marker=marker, color=colour, markersize=7)
     low = min(interval.low for interval in intervals.values())
@@ -173,27 +183,31 @@ def gallery(
     reference: str,
     oracle: ArrayLike | None = None,
     min_count: int = 10,
-) -> list[tuple[str, str, Axes]]:
-    """The four pictures of one evaluation: caption, text for who cannot see it, and the picture."""
+) -> list[tuple[str, str, str, Axes]]:
+    """The four pictures of one evaluation: name, caption, text for who cannot see it, picture."""
     names = ", ".join(models)
     risk = models[reference]
     return [
         (
+            "roc",
             "ROC curves. Grey: chance.",
             f"ROC curves of {names}; the areas are in the table.",
             roc(labels, models=models, oracle=oracle),
         ),
         (
+            "precision_recall",
             "Precision and recall. Grey: prevalence.",
             f"Precision-recall curves of {names}; the areas are in the table.",
             precision_recall(labels, models=models, oracle=oracle),
         ),
         (
+            "calibration",
             "Calibration by groups of predicted risk, with 95% intervals. Grey: ideal.",
             f"Observed against predicted risk of {names}; the slopes are in the table.",
             calibration(labels, models=models, min_count=min_count),
         ),
         (
+            "risk",
             f"Predicted risk of {reference}. Bars of fewer than {min_count} rows are left out.",
             f"Histograms of the predicted risk of {reference}, with and without the outcome.",
             risk_distribution(labels, probabilities=risk, min_count=min_count),

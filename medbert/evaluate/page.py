@@ -5,17 +5,57 @@ from __future__ import annotations
 import base64
 import importlib.resources
 import os
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from medbert.evaluate import figures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+
+class Table(NamedTuple):
+    """``roles``: what kind of line each is, such as that of the reference."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+    roles: Sequence[str] = ()
+
+
+class Picture(NamedTuple):
+    """``name`` for a file, ``alt`` for who cannot see it."""
+
+    name: str
+    caption: str
+    alt: str
+    axes: Axes
+
+
+@dataclass(frozen=True)
+class Section:
+    """``said`` before the tables, ``small`` print after them; ``kind``: how tables are set."""
+
+    title: str
+    kind: str = "numbers"
+    said: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    pictures: Sequence[Picture] = ()
+    points: Sequence[str] = ()
+    small: Sequence[str] = ()
+
+    @property
+    def anchor(self) -> str:
+        return re.sub(r"\W+", "-", self.title.lower())
+
+    def __bool__(self) -> bool:
+        return bool(self.said or self.tables or self.pictures or self.points)
 
 
 def fill(template: str, **parts: str) -> str:
@@ -35,8 +75,15 @@ def write(path: Path | str, text: str) -> None:
     os.replace(partial, path)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, roles: Sequence[str] = ()) -> str:
+def table(
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    caption: str = "",
+    roles: Sequence[str] = (),
+) -> str:
     """``roles``: a CSS class for each row."""
+    over = f"<caption>{escape(caption)}</caption>" if caption else ""
     top = "".join(f"<th scope='col'>{escape(name)}</th>" for name in head)
     body = []
     for index, (first, *others) in enumerate(rows):
@@ -44,7 +91,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, roles: Sequence
         role = f" class='{roles[index]}'" if roles else ""
         body.append(f"<tr{role}><th scope='row'>{escape(first)}</th>{cells}</tr>")
     return (
-        f"<div class='scroll'><table><thead><tr>{top}</tr></thead>"
+        f"<div class='scroll'><table>{over}<thead><tr>{top}</tr></thead>"
         f"<tbody>{''.join(body)}</tbody></table></div>"
     )
 
@@ -60,4 +107,22 @@ def figure(caption: str, alt: str, axes: Axes) -> str:
         f"<figure style='--inches: {inches:g}'>"
         f"<img src='data:image/svg+xml;base64,{data}' alt='{escape(alt)}'>"
         f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
+
+
+def section(part: Section) -> str:
+    """Headed, in the order said, tables, pictures, points, small print."""
+    said = "".join(f"<p>{escape(sentence)}</p>" for sentence in part.said)
+    tables = "".join(
+        table(each.head, each.rows, caption=each.caption, roles=each.roles) for each in part.tables
+    )
+    drawn = "".join(figure(each.caption, each.alt, each.axes) for each in part.pictures)
+    drawn = f"<div class='pictures'>{drawn}</div>" if drawn else ""
+    body = f"<div class='beside'>{tables}{drawn}</div>" if tables or drawn else ""
+    points = "".join(f"<li>{escape(point)}</li>" for point in part.points)
+    points = f"<ul>{points}</ul>" if points else ""
+    small = "".join(f"<p class='small'>{escape(line)}</p>" for line in part.small)
+    return (
+        f"<section id='{part.anchor}' class='{part.kind}'><h2>{escape(part.title)}</h2>"
+        f"{said}{body}{points}{small}</section>"
     )

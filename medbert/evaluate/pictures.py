@@ -1,4 +1,4 @@
-"""More pictures of an evaluation: decision curves, subgroups and label efficiency.
+"""More pictures of an evaluation: decision curves, subgroups, label efficiency and sweeps.
 
 As in ``figures``: each draws on ``axes`` or on a new figure, and models keep their style by order.
 """
@@ -14,8 +14,10 @@ import numpy as np
 from medbert.evaluate.benefit import TREAT_ALL, TREAT_NONE, DecisionCurve
 from medbert.evaluate.efficiency import Efficiency
 from medbert.evaluate.figures import COLOURS, LINES, MARKERS, new_axes, plain
-from medbert.evaluate.intervals import Interval
+from medbert.evaluate.intervals import ORACLE_NAME, Interval
+from medbert.evaluate.study import Sweep
 from medbert.evaluate.subgroups import Subgroup
+from medbert.evaluate.verdict import capital
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,9 +74,16 @@ def subgroup_forest(
     return axes
 
 
-def label_efficiency(found: Efficiency, *, axes: Axes | None = None) -> Axes:
-    """AUROC against the number of labels: mean over draws, its interval, and every draw a dot."""
+def label_efficiency(
+    found: Efficiency, *, limit: float | None = None, axes: Axes | None = None
+) -> Axes:
+    """AUROC against the number of labels: mean over draws, its interval, and every draw a dot.
+
+    ``limit``: the oracle's AUROC.
+    """
     axes = axes or new_axes(width=5.8)
+    if limit is not None:
+        axes.axhline(limit, color="black", linestyle="--", linewidth=1.2, label=ORACLE_NAME)
     for index, (name, curve) in enumerate(found.curves.items()):
         style, marker = _style(index), MARKERS[index % len(MARKERS)]
         axes.fill_between(
@@ -91,9 +100,43 @@ def label_efficiency(found: Efficiency, *, axes: Axes | None = None) -> Axes:
     axes.set(xlabel="Labelled subjects", ylabel="AUROC")
     axes.grid(axis="y", color="0.92", linewidth=0.7)
     axes.set_axisbelow(True)
-    axes.legend(loc="lower right", frameon=False, fontsize=8.5)
+    _legend_below(axes)
+    return axes
+
+
+def sweep(found: Sweep, *, shown: Sequence[str], axes: Axes | None = None) -> Axes:
+    """AUROC of the models ``shown``, with intervals, at every setting; the oracle in black.
+
+    Settings are spaced evenly.
+    """
+    axes = axes or new_axes(width=5.4)
+    styles = {name: {**_style(index), "marker": MARKERS[index]} for index, name in enumerate(shown)}
+    styles[ORACLE_NAME] = {"color": "black", "linestyle": "--", "marker": "*"}
+    for name, style in styles.items():
+        at = {
+            place: model.auroc
+            for place, point in enumerate(found.points)
+            for model in point.results.models
+            if model.name == name
+        }
+        if not at:
+            continue
+        low, high = [each.low for each in at.values()], [each.high for each in at.values()]
+        axes.fill_between([*at], low, high, color=style["color"], alpha=0.12, lw=0)
+        values = [each.value for each in at.values()]
+        axes.plot([*at], values, label=plain(name), markersize=5, linewidth=1.6, **style)
+    names = ["whole" if p.value is None else f"{p.value:g}" for p in found.points]
+    axes.set_xticks(range(len(names)), names)
+    axes.set(xlabel=f"{capital(found.name)} ({found.unit})", ylabel="AUROC")
+    axes.grid(axis="y", color="0.92", linewidth=0.7)
+    _legend_below(axes)
     return axes
 
 
 def _style(index: int) -> dict[str, Any]:
     return {"color": COLOURS[index % len(COLOURS)], "linestyle": LINES[index % len(LINES)]}
+
+
+def _legend_below(axes: Axes) -> None:
+    below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "ncols": 2}
+    axes.legend(frameon=False, fontsize=8.5, **below)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from conftest import records_of
 
-from medbert.data.counts import count_codes
+from medbert.data.counts import ROLLED_UP, count_codes
 from medbert.schema import BIRTH
 
 EVENTS = [
@@ -40,3 +40,27 @@ def test_order_only_data_uses_whole_histories_and_the_age_band(make_store):
         store, np.array([0]), until=np.array([micros("1971-01-01")]), window_days=[None, 365]
     )
     assert counts.age.tolist() == [75.0] and len(counts.names) == 2
+
+
+def test_roll_ups_count_what_is_below_and_repeat_no_group(make_store):
+    events = [
+        (1, "2009-01-01", "ICD10CM/I50.1"),
+        (1, "2009-02-01", "ICD10CM/I50.9"),
+        (1, "2009-03-01", "ICD10CM/I50.9"),
+        (2, "2009-01-01", "ICD10CM/I50.9"),
+        (2, "2009-02-01", "ICD10CM/E11.9"),
+    ]
+    store = make_store(records_of(events))
+    counts = count_codes(
+        store,
+        np.array([0, 1]),
+        until=np.array([micros("2010-01-01"), micros("2009-01-15")]),
+        window_days=[None, 330],
+        roll_up=True,
+    )
+    got = dict(zip(counts.names, counts.codes.toarray().T.tolist(), strict=True))
+    above = {name: column for name, column in got.items() if name.endswith(ROLLED_UP)}
+    assert above == {f"ICD10CM/I50{ROLLED_UP}": [3, 1]}  # E11 has one code below: nothing new
+    assert counts.sets == {"first window": 3, "all windows": 6, "all windows and roll-ups": 7}
+    one = counts.at(np.array([1]))
+    assert one.codes.toarray().tolist() == counts.codes.toarray()[1:].tolist()

@@ -88,6 +88,45 @@ def test_visits_are_numbered_and_loose_events_grouped_by_day(store):
     assert history.visit_T.tolist() == [1] and len(history.start_V) == 2
 
 
+def test_an_observation_window_shows_the_last_days_only(store):
+    until = np.array([micros("2012-06-01")])
+    rows = store.rows_of(np.array([2]))
+
+    def seen(days: int | None):
+        history = store.recent(days).history(rows, until=until)
+        codes = [store.codes[i] for i in history.code_T]
+        return codes, history.visit_T.tolist(), len(history.start_V), history
+
+    whole, recent = seen(None), seen(100)
+    assert whole[0][-3:] == ["ATC/A10BA02", "ICD9CM/250.00", "LOINC/4548-4"]
+    assert whole[1][-3:] == [1, 1, 2] and whole[2] == 2
+    assert recent[0] == ["GENDER//F", "LOINC/4548-4"]  # the static code stays, and so does birth
+    assert recent[3].birth_B.tolist() == whole[3].birth_B.tolist() and recent[1] == [0, 1]
+    assert recent[2] == 1  # how many visits there were before is not told either
+    assert store.window_days is None and store.recent(100).recent(None).window_days is None
+
+
+def test_a_visit_that_goes_on_into_the_window_is_in_it_with_what_is_late_enough(store):
+    rows, until = store.rows_of(np.array([2])), np.array([micros("2010-03-12")])
+    history = store.recent(5).history(rows, until=until)  # from 7 March; discharge on the 11th
+    codes = [store.codes[i] for i in history.code_T]
+    assert codes == ["GENDER//F", "ICD9CM/250.00"] and history.visit_T.tolist() == [0, 1]
+    assert history.stay_V.tolist() == [10.0]
+
+
+def test_whole_records_know_no_window_and_a_window_needs_days_and_dates(store, make_store):
+    rows = np.arange(len(store))
+    parts = store.history(rows), store.recent(1).history(rows)  # labels are made of whole records
+    assert all(
+        np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in zip(*parts, strict=True)
+    )
+    with pytest.raises(InputError, match="more than 0 days"):
+        store.recent(0)
+    order = make_store(records_of([(1, "1970-01-01", "A")], time="order"), name="order")
+    with pytest.raises(InputError, match="needs dates"):
+        order.recent(30)
+
+
 def test_rows_come_back_in_the_order_asked_across_shards(store):
     assert len(store.info["shards"]) > 1
     rows = np.array([2, 0, 1, 0])

@@ -163,6 +163,15 @@ def test_readmission_looks_from_discharge_to_the_next_admission(make_store):
     ]
 
 
+def test_a_stay_that_ends_in_death_is_no_candidate_whenever_the_death_is_stamped(make_store):
+    died = [(1, "2010-06-20", "HOSPITAL_DISCHARGE//DIED", None, 13), (1, "2010-06-20T23:00", DEATH)]
+    home = (1, "2010-02-03", "HOSPITAL_DISCHARGE//HOME", None, 12)
+    with initialize_config_module(config_module="medbert.conf", version_base="1.3"):
+        task = instantiate(compose("finetune", ["task=readmission_30d"]).task, _convert_="all")
+    rows = built(make_store, [*STAY_EVENTS, home, *died], task, visits=STAYS)
+    assert rows == [(1, "2010-01-11", True), (1, "2010-02-03", False)]
+
+
 def test_next_listing_needs_only_order(make_store):
     task = Task(title="n", index=VisitEnds(kinds=["inpatient"]), outcome=CodeAtNextVisit(codes=HF))
     rows = built(make_store, STAY_EVENTS, task, visits=STAYS, time="order")
@@ -323,8 +332,9 @@ def test_days_are_refused_where_there_are_none(make_store, dated):
         (
             "ckd_progression",
             "ICD9CM/585.6 ICD10CM/N18.4 ICD9CM/V56.0 CPT4/90935 CPT//90960 ICD9PROC/39.95 "
-            "ICD9Proc/3995 ICD10PCS/5A1D70Z ICD10CM/Z99.2 ICD9CM/V45.11",
-            "ICD9CM/585.3 ICD10CM/N18.9 ICD9CM/585.9 CPT4/90471 CPT4/90936 ICD10CM/Z99.1",
+            "ICD9Proc/3995 ICD10PCS/5A1D70Z ICD10PCS/3E1M39Z ICD10CM/Z99.2 ICD9CM/V45.11",
+            "ICD9CM/585.3 ICD10CM/N18.9 ICD9CM/585.9 CPT4/90471 CPT4/90936 ICD10CM/Z99.1 "
+            "ICD10PCS/5A1D80Z ICD10PCS/5A1D90Z",
         ),
         (
             "next_phenotypes",
@@ -345,6 +355,15 @@ def test_the_codes_of_a_shipped_task_mean_what_they_should(task, meant, not_mean
     patterns = [code for codes in groups for code in codes]
     assert matches(meant.split(), patterns).all()
     assert not matches(not_meant.split(), patterns).any()
+
+
+def test_cancer_before_pancreatic_cancer_is_any_but_of_the_skin():
+    with initialize_config_module(config_module="medbert.conf", version_base="1.3"):
+        exclude = compose("finetune", ["task=paca"]).task.exclude
+    cancers = "ICD9CM/140.0 ICD9CM/172.9 ICD9CM/209.36 ICD9CM/208.91 ICD10CM/C4A.9 ICD10CM/C7B.8"
+    others = "ICD9CM/173.0 ICD9CM/209.40 ICD9CM/238.6 ICD10CM/C44.90 ICD10CM/D37.8"
+    assert matches(f"{cancers} ICD10CM/C96.9".split(), list(exclude)).all()
+    assert not matches(others.split(), list(exclude)).any()
 
 
 def test_case_control_puts_cases_before_the_first_outcome_and_controls_before_the_last(make_store):

@@ -138,3 +138,32 @@ def test_missing_lightgbm_says_what_to_install(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(__import__("sys").modules, "lightgbm", None)
     with pytest.raises(InputError, match="pip install lightgbm"):
         fit(LightGBMBaseline())
+
+
+def with_noise(features: Features, *, seed: int) -> Features:
+    """The same, and 300 columns more that tell nothing, as a larger feature set."""
+    noise = sparse.random_array(
+        (len(features.dense), 300), density=0.3, rng=np.random.default_rng(seed), format="csr"
+    )
+    sets = {"codes": features.counts.shape[1], "codes and noise": features.counts.shape[1] + 300}
+    return Features(sparse.hstack([features.counts, noise], format="csr"), features.dense, sets)
+
+
+@pytest.mark.parametrize("baseline", ALL[1:], ids=NAMES[1:])
+def test_the_feature_set_is_chosen_on_tuning_and_the_others_change_nothing(baseline: Any) -> None:
+    (train, labels), (tuning, tuning_labels), (held, _) = (toy(900, seed=s) for s in (1, 2, 3))
+    plain = baseline.fit(train, labels, tuning, tuning_labels, seed=0, threads=1)
+    given = with_noise(train, seed=4), labels, with_noise(tuning, seed=5), tuning_labels
+    fitted = baseline.fit(*given, seed=0, threads=1)
+    assert {trial["features"] for trial in fitted.search.trials} == {"codes", "codes and noise"}
+    assert fitted.search.chosen["features"] == "codes"
+    assert np.allclose(
+        fitted.predict_proba(with_noise(held, seed=6)), plain.predict_proba(held), atol=1e-3
+    )
+
+
+def test_age_and_sex_know_of_no_feature_sets() -> None:
+    (train, labels), (tuning, tuning_labels) = toy(300, seed=1), toy(300, seed=2)
+    plain = AgeSexBaseline().fit(train, labels, tuning, tuning_labels, seed=0, threads=1)
+    given = with_noise(train, seed=4), labels, with_noise(tuning, seed=5), tuning_labels
+    assert AgeSexBaseline().fit(*given, seed=0, threads=1).search == plain.search

@@ -8,8 +8,9 @@ import pandas as pd
 from medbert.evaluate.benefit import decision_curve
 from medbert.evaluate.efficiency import efficiency
 from medbert.evaluate.figures import svg
-from medbert.evaluate.intervals import Interval
-from medbert.evaluate.pictures import decision_curves, label_efficiency, subgroup_forest
+from medbert.evaluate.intervals import ORACLE_NAME, Interval, summarise
+from medbert.evaluate.pictures import decision_curves, label_efficiency, subgroup_forest, sweep
+from medbert.evaluate.study import Point, Sweep
 from medbert.evaluate.subgroups import Subgroup
 
 
@@ -50,3 +51,29 @@ def test_label_efficiency_shows_every_draw() -> None:
     dots = [line for line in axes.lines if line.get_marker() == "."]
     assert [len(line.get_xdata()) for line in dots] == [10, 10]
     assert axes.get_xscale() == "log" and svg(axes)
+
+
+def test_a_sweep_draws_the_models_asked_for_and_the_oracle_in_their_own_styles() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(200) % 4 == 0
+    models = {name: rng.random(200) for name in ("first", "second", "third")}
+    results = summarise(
+        labels,
+        models,
+        np.arange(200),
+        reference="first",
+        oracle=labels * 0.5,
+        seed=0,
+        n_bootstrap=9,
+    )
+    found = Sweep("observation window", "days", (Point(90, results), Point(None, results)))
+    axes = sweep(found, shown=["third", "first"])
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        "third",
+        "first",
+        ORACLE_NAME,
+    ]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["90", "whole"]
+    assert axes.get_lines()[0].get_ydata()[0] == results.models[2].auroc.value
+    styles = {(line.get_color(), line.get_marker()) for line in axes.get_lines()}
+    assert len(styles) == 3

@@ -1,0 +1,323 @@
+"""What a benchmark trains, behind one interface: baselines on counts, heads on encoders.
+
+An arm trains on some rows of a frame, chooses on others, and gives probabilities for any; arms of
+one family (the heads on one encoder) are one recipe: the best of them on tuning.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from medbert.commands.building import load_encoder
+from medbert.commands.classifier import Recipe, Rows, frozen, predict, sequences, train_classifier
+from medbert.commands.judging import features
+from medbert.commands.reporting import PRETRAINED, UNTRAINED
+from medbert.data.batches import Sequences
+from medbert.data.counts import Counts, count_codes
+from medbert.data.store import Store
+from medbert.evaluate.baselines import Features, LightGBMBaseline, LogisticBaseline
+from medbert.model import checkpoint
+from medbert.model.heads import FrozenLogistic
+from medbert.schema import TRAIN, TUNING
+
+log = logging.getLogger(__name__)
+
+LEAST_STEPS = 16  # of an epoch: batches are smaller where there are few labels
+
+
+@dataclass
+class Frame:
+    """Labelled rows of a store as models see them; what is made of all rows is made once.
+
+    ``window_days`` of the counts; the observation window is that of ``records``.
+    """
+
+    records: Store
+    rows: Rows
+    window_days: Sequence[int]
+    _kept: dict[Any, Any] = field(default_factory=dict)
+
+    @cached_property
+    def counts(self) -> Counts:
+        seen = self.records.window_days
+        days = [day for day in self.window_days if seen is None or day < seen]
+        return count_codes(
+            self.records,
+            self.rows.rows,
+            until=self.rows.until,
+            window_days=[None, *days],
+            roll_up=True,
+        )
+
+    @cached_property
+    def features(self) -> Features:
+        return features(self.counts)
+
+    @property
+    def subject_ids(self) -> np.ndarray:
+        return self.records.subject_ids[self.rows.rows]
+
+    def at(self, places: np.ndarray) -> Rows:
+        return Rows(*(part[places] for part in self.rows))
+
+    def keep(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What ``make`` makes, made once."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
+
+    def forget(self) -> None:
+        """Frees what was kept; it is made anew when it is asked for."""
+        self._kept.clear()
+        for name in ("counts", "features"):
+            self.__dict__.pop(name, None)
+
+
+class Trial(NamedTuple):
+    """One training of each arm: ``train``, ``tuning`` are places in the frame, and ``judged`` names
+    places in this frame or another one for which probabilities are wanted."""
+
+    name: str
+    frame: Frame
+    train: np.ndarray
+    tuning: np.ndarray
+    judged: Mapping[str, tuple[Frame, np.ndarray]]
+    seed: int
+
+    def key(self, arm: Arm) -> str:
+        """Equal keys, equal answers."""
+        told = hashlib.sha256(json.dumps([arm.identity, self.seed], default=str).encode())
+        parts = [(self.frame, self.train), (self.frame, self.tuning), *self.judged.values()]
+        for name, (frame, places) in zip(("", "", *self.judged), parts, strict=True):
+            shards = [shard["sha256"] for shard in frame.records.info["shards"]]
+            told.update(json.dumps([name, shards, frame.records.window_days]).encode())
+            for part in frame.at(places):
+                told.update(np.ascontiguousarray(part).tobytes())
+        return told.hexdigest()[:32]
+
+
+class Answer(NamedTuple):
+    """Probabilities by what was ``judged``; ``chosen`` on tuning, with that AUROC."""
+
+    auroc: float
+    probabilities: dict[str, np.ndarray]
+    chosen: dict[str, Any]
+    seconds: float
+
+
+Trained = tuple[float, dict[str, np.ndarray], Any]  # AUROC on tuning, probabilities, what it chose
+
+
+@dataclass(frozen=True)
+class BaselineArm:
+    """A baseline on the counts of its frame. ``identity``: what its answers depend on, for JSON."""
+
+    baseline: LogisticBaseline | LightGBMBaseline
+
+    @property
+    def logistic(self) -> bool:
+        """Whether it is a logistic regression on codes."""
+        return type(self.baseline) is LogisticBaseline
+
+    @property
+    def name(self) -> str:
+        return self.baseline.name
+
+    family = name
+
+    @property
+    def identity(self) -> Any:
+        return repr(self.baseline)
+
+    def train(self, trial: Trial, folder: Path) -> Trained:
+        given, labels = trial.frame.features, trial.frame.rows.labels
+        fitted = self.baseline.fit(
+            given.at(trial.train),
+            labels[trial.train],
+            given.at(trial.tuning),
+            labels[trial.tuning],
+            seed=trial.seed,
+            threads=torch.get_num_threads(),
+        )
+        probabilities = {
+            name: fitted.predict_proba(judged.features.at(places))
+            for name, (judged, places) in trial.judged.items()
+        }
+        return fitted.search.auroc, probabilities, asdict(fitted.search)
+
+
+@dataclass(frozen=True)
+class EncoderArm:
+    """A head on an encoder, which ``make`` makes of a seed; ``weights`` say which encoder it is.
+
+    None: one that is untrained, and another one for every seed.
+    """
+
+    family: str
+    head: str
+    make: Callable[[int], Any]
+    weights: str | None
+    recipe: Recipe
+    settings: Any  # of the recipe and the shape, for JSON
+
+    @property
+    def name(self) -> str:
+        return f"{self.family} ({self.head.replace('_', ' ')})"
+
+    @property
+    def identity(self) -> Any:
+        return [self.family, self.head, self.weights, self.settings]
+
+    def train(self, trial: Trial, folder: Path) -> Trained:
+        recipe = self.recipe._replace(seed=trial.seed)
+        model = self.make(trial.seed)
+        classifier = recipe.head(hidden=model.hidden)
+        if isinstance(classifier, FrozenLogistic):
+            return self._frozen(trial, model, classifier, recipe)
+        frame = trial.frame
+        lengths = frame.keep("lengths", lambda: self._sequences(frame).lengths)
+        budget = int(lengths[trial.train].sum()) // LEAST_STEPS
+        recipe = recipe._replace(batch_tokens=max(1, min(recipe.batch_tokens, budget)))
+        splits = {TRAIN: frame.at(trial.train), TUNING: frame.at(trial.tuning)}
+        with TemporaryDirectory(dir=folder) as place:
+            classifier, metrics = train_classifier(
+                frame.records, splits, model, recipe, folder=Path(place)
+            )
+        probabilities = {
+            name: predict(judged.records, judged.at(places), model, classifier, self.recipe)
+            for name, (judged, places) in trial.judged.items()
+        }
+        return metrics["tuning/auroc"], probabilities, metrics
+
+    def _frozen(
+        self, trial: Trial, model: Any, classifier: FrozenLogistic, recipe: Recipe
+    ) -> Trained:
+        def pooled(frame: Frame, places: np.ndarray) -> torch.Tensor:
+            key = (self.name, trial.seed if self.weights is None else None)
+            data = self._sequences
+            return frame.keep(key, lambda: frozen(data(frame), model, classifier, recipe))[places]
+
+        def given(places: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
+            return pooled(trial.frame, places), trial.frame.rows.labels[places]
+
+        chosen = classifier.fit(*given(trial.train), *given(trial.tuning))
+        with torch.no_grad():
+            probabilities = {
+                name: classifier.output(pooled(*where)).double().sigmoid().squeeze(-1).numpy()
+                for name, where in trial.judged.items()
+            }
+        return chosen["tuning_auroc"], probabilities, chosen
+
+    def _sequences(self, frame: Frame) -> Sequences:
+        return sequences(frame.records, frame.rows, self.recipe)
+
+
+Arm = BaselineArm | EncoderArm
+
+
+def encoder_arms(
+    records: Store,
+    recipes: Mapping[str, Recipe],
+    encoder_dir: str | None,
+    encoder: Callable[..., Any],
+    encoders: Mapping[str, str | None],
+    untrained: bool,
+    settings: Mapping[str, Any],
+) -> list[EncoderArm]:
+    """Every head on every encoder: pretrained, untrained, others; one that is missing is passed.
+
+    ``encoder`` is the shape of the untrained one where there is no ``encoder_dir``.
+    """
+    size = len(records.vocabulary)
+    shape: Callable[..., Any] = partial(encoder, vocabulary_size=size)
+    made: dict[str, tuple[Callable[[int], Any], str | None]] = {}
+    for family, folder in {PRETRAINED: encoder_dir, **encoders}.items():
+        if folder is not None:
+            model: Any = load_encoder(folder, records)
+            weights = checkpoint.read_config(folder)["weights_sha256"]
+            made[family] = partial(_copy, model), weights
+            if family == PRETRAINED:
+                shape = partial(model.__class__, **model.config)
+    if untrained or encoder_dir is None:
+        made[UNTRAINED] = partial(_fresh, shape), None
+    order = sorted(made, key=lambda family: family not in (PRETRAINED, UNTRAINED))
+    told = ("encoder", "optimizer", "trainer", "freeze", "max_tokens", "batch_tokens", "patience")
+    about = {name: settings[name] for name in told}
+    return [
+        EncoderArm(family, head, *made[family], recipe, [about, settings["heads"][head]])
+        for family in order
+        for head, recipe in recipes.items()
+    ]
+
+
+def _copy(model: Any, seed: int) -> Any:
+    return deepcopy(model)
+
+
+def _fresh(shape: Callable[[], Any], seed: int) -> Any:
+    torch.manual_seed(seed)
+    return shape()
+
+
+class Trainings:
+    """Trains what is not in the folder yet, one small file a training, and says what is running."""
+
+    def __init__(self, folder: Path, *, total: int) -> None:
+        self.folder, self.total, self.done = folder, total, 0
+        folder.mkdir(exist_ok=True)
+
+    def __call__(self, trial: Trial, arm: Arm) -> Answer:
+        self.done += 1
+        file = self.folder / f"{trial.key(arm)}.npz"
+        if not file.exists():
+            log.info("training %d of %d: %s, %s", self.done, self.total, trial.name, arm.name)
+            begun = time.monotonic()
+            with _quiet():
+                auroc, probabilities, chosen = arm.train(trial, self.folder)
+            about = json.dumps([auroc, chosen, time.monotonic() - begun], default=float)
+            kept: dict[str, Any] = {"about": np.array(about), **probabilities}
+            part = file.with_suffix(".part")
+            with part.open("wb") as stream:
+                np.savez(stream, **kept)
+            part.replace(file)
+        with np.load(file) as stored:
+            auroc, chosen, seconds = json.loads(str(stored["about"]))
+            probabilities = {name: stored[name] for name in trial.judged}
+        return Answer(auroc, probabilities, chosen, seconds)
+
+
+@contextmanager
+def _quiet() -> Any:
+    """Without the lines of single trainings; there are many."""
+    training = logging.getLogger("medbert.train")
+    level = training.level
+    training.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        training.setLevel(level)
+
+
+def best_of_families(arms: Iterable[Arm], answers: Mapping[str, Answer]) -> dict[str, Arm]:
+    """The arm of each family that is best on tuning; the first of equals."""
+    best: dict[str, Arm] = {}
+    for arm in arms:
+        if arm.name in answers:
+            other = best.setdefault(arm.family, arm)
+            if answers[arm.name].auroc > answers[other.name].auroc:
+                best[arm.family] = arm
+    return best

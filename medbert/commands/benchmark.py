@@ -1,0 +1,186 @@
+"""``medbert benchmark``: a store and a task to a report that shows what an encoder is worth."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from medbert.commands import trials
+from medbert.commands.arms import Answer, Arm, BaselineArm, Trainings, Trial, encoder_arms
+from medbert.commands.artefacts import artefact, write_json
+from medbert.commands.classifier import Recipe
+from medbert.commands.finetune import Task
+from medbert.commands.judging import write_models, write_predictions
+from medbert.commands.lint import leaks, washed_out
+from medbert.commands.reporting import write_report
+from medbert.commands.studies import Judge
+from medbert.commands.trained_on import seen_in_pretraining
+from medbert.commands.trials import EXTERNAL, Asked
+from medbert.data.cohorts import Cohort
+from medbert.data.store import Store
+from medbert.evaluate import report
+from medbert.evaluate.baselines import LightGBMBaseline, LogisticBaseline
+from medbert.evaluate.findings import Finding, refuse, rich_table
+from medbert.evaluate.intervals import ORACLE_NAME
+from medbert.evaluate.markdown import write_study_markdown
+from medbert.evaluate.study import Study
+from medbert.schema import HELD_OUT, TRAIN, TUNING
+
+log = logging.getLogger(__name__)
+
+KEPT = "trained"  # where a run that was stopped finds what was trained
+
+
+def benchmark(
+    *,
+    store: str,
+    encoder_dir: str | None,
+    encoders: Mapping[str, str | None],
+    encoder: Callable[..., torch.nn.Module],
+    task: Task,
+    heads: Mapping[str, Callable[..., torch.nn.Module]],
+    baseline: Mapping[str, LogisticBaseline | LightGBMBaseline],
+    optimizer: Callable[..., Any],
+    trainer: Callable[..., Any],
+    untrained: bool,
+    label_sizes: Sequence[int],
+    draws: int,
+    gaps: Sequence[int],
+    windows: Sequence[int | None],
+    out_of_time: str | None,
+    external: str | None,
+    seeds: int,
+    allow: Sequence[str],
+    window_days: Sequence[int],
+    freeze: bool,
+    max_tokens: int,
+    batch_tokens: int,
+    patience: int,
+    n_bootstrap: int,
+    min_count: int,
+    seed: int,
+    out: str,
+    overwrite: bool,
+    settings: dict[str, Any],
+) -> Study:
+    """Writes ``out`` (report.html, report.md, metrics.json, lint.json, predictions); returns the
+    study. Everything is trained on train, chosen on tuning and judged on held_out.
+
+    Raises InputError where the linter finds an error that is not among ``allow``.
+    """
+    records = Store(store)
+    how = optimizer, trainer, freeze, max_tokens, batch_tokens, patience, seed
+    recipes = {name: Recipe(head, *how) for name, head in heads.items()}
+    arms: list[Arm] = [*map(BaselineArm, baseline.values())]
+    arms[:0] = encoder_arms(records, recipes, encoder_dir, encoder, encoders, untrained, settings)
+    cohort = task.build(records)
+    whole = trials.whole(records, cohort, window_days, seed=seed, name="all labels")
+    asked = Asked(
+        trials.elsewhere(whole, task, external),
+        trials.curve(whole, label_sizes, draws=draws),
+        trials.gaps(whole, task, gaps),
+        trials.windows(whole, cohort, windows),
+        trials.later(whole, task, out_of_time),
+        trials.again(whole, seeds),
+    )
+    found = look_for_leaks(
+        asked.whole, task, encoder_dir, encoders, allow=allow, min_count=min_count
+    )
+    with artefact(out, overwrite=overwrite, settings=settings, resumable=True) as folder:
+        judge = Judge(arms, settings["task"], seed, n_bootstrap, min_count)
+        answers = train_all(asked, arms, judge.core, folder / KEPT)
+        study = judge.study(asked, answers, found)
+        study = write(study, whole, cohort, answers[whole.name], folder, min_count=min_count)
+    Console().print(report.rich_table(study.results, min_count=min_count))
+    log.info("made %s; open %s/report.html", out, out)
+    return study
+
+
+def look_for_leaks(
+    trial: Trial,
+    task: Task,
+    encoder_dir: str | None,
+    encoders: Mapping[str, str | None],
+    *,
+    allow: Sequence[str],
+    min_count: int,
+) -> list[Finding]:
+    """Of the rows of all splits, and whom each encoder has seen of them and of another store; they
+    are shown, too. Raises InputError for an error that is not allowed."""
+    refuse([], allow=allow, where="")
+    frame, held_out = trial.frame, trial.judged[HELD_OUT][1]
+    splits = {TRAIN: trial.train, TUNING: trial.tuning, HELD_OUT: held_out}
+    codes, washout_days = washed_out(getattr(task, "outcome", None))
+    found = leaks(
+        frame.records,
+        {split: frame.at(places) for split, places in splits.items()},
+        outcome=codes,
+        washout_days=washout_days,
+        features={split: frame.counts.at(places) for split, places in splits.items()},
+        encoder_dir=encoder_dir,
+    )
+    asked = [(name, each, (frame, held_out)) for name, each in encoders.items() if each]
+    if encoder_dir is not None and EXTERNAL in trial.judged:
+        asked.append((EXTERNAL, encoder_dir, trial.judged[EXTERNAL]))
+    for name, folder, (judged, places) in asked:
+        rows = np.unique(judged.rows.rows[places])
+        one = seen_in_pretraining(judged.records, rows, np.full(len(rows), HELD_OUT), folder)
+        if one is not None:
+            found.append(dataclasses.replace(one, details=(*one.details, name)))
+    Console().print(rich_table(found, min_count=min_count))
+    refuse(found, allow=allow, where="the table above")
+    return found
+
+
+def train_all(
+    asked: Asked, arms: Sequence[Arm], core: Sequence[Arm], folder: Path
+) -> dict[str, dict[str, Answer]]:
+    """The answers of every training, by the name of its trial and that of the arm."""
+    wanted = [(trial, arms) for trial in asked.of_every_arm()]
+    wanted += [(trial, core) for trial in asked.of_some_arms()]
+    train = Trainings(folder, total=sum(len(some) for _, some in wanted))
+    answers = {}
+    for trial, some in wanted:
+        # baselines first: what is missing for them is soon known
+        order = sorted(some, key=lambda arm: not isinstance(arm, BaselineArm))
+        answers[trial.name] = {arm.name: train(trial, arm) for arm in order}
+        if trial.frame is not asked.whole.frame:
+            trial.frame.forget()
+    return answers
+
+
+def write(
+    study: Study,
+    trial: Trial,
+    cohort: Cohort,
+    answers: Mapping[str, Answer],
+    folder: Path,
+    *,
+    min_count: int,
+) -> Study:
+    """Predictions, numbers and pages; what was kept for resuming goes. Returns the whole study."""
+    frame, places = trial.judged[HELD_OUT]
+    models = {k: v for k, v in study.results.probabilities.items() if k != ORACLE_NAME}
+    (folder / "predictions").mkdir(exist_ok=True)
+    judged = frame.records, frame.at(places)
+    write_models(folder / "predictions.parquet", *judged, models)
+    reference = models[study.results.reference]
+    write_predictions(folder / "predictions" / "reference.parquet", *judged, reference)
+    about = {"flow": [tuple(step) for step in cohort.flow], "task": cohort.task}
+    write_json(folder / "cohort.json", about)
+    found = [one.to_dict(min_count=min_count) for one in study.findings or ()]
+    write_json(folder / "lint.json", {"findings": found})
+    study = write_report(study, folder / "report.html", run=folder, min_count=min_count)
+    searches = {name: answer.chosen for name, answer in answers.items()}
+    write_json(folder / "metrics.json", {**study.to_dict(), "searches": searches})
+    write_study_markdown(study, folder / "report.md", min_count=min_count)
+    shutil.rmtree(folder / KEPT, ignore_errors=True)
+    return study
