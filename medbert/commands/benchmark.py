@@ -99,8 +99,8 @@ def benchmark(
         answers = train_all(asked, arms, judge.core, folder / KEPT)
         study = judge.study(asked, answers, found)
         study = write(study, whole, cohort, answers[whole.name], folder, min_count=min_count)
-    Console().print(report.rich_table(study.results, min_count=min_count))
-    log.info("made %s; open %s/report.html", out, out)
+    Console().print(report.rich_table(study.results, study.comparisons, min_count=min_count))
+    log.info("made %s; open %s", out, Path(out) / "report.html")
     return study
 
 

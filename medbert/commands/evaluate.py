@@ -101,7 +101,7 @@ def evaluate(
         study = dataclasses.replace(study, table_one=columns)
         study = write_report(study, folder / "report.html", run=Path(run), min_count=min_count)
         write_json(folder / "metrics.json", {**study.to_dict(), "searches": searches})
-    Console().print(report.rich_table(results, min_count=min_count))
+    Console().print(report.rich_table(results, study.comparisons, min_count=min_count))
     log.info("made %s; open %s", out, Path(out) / "report.html")
     return results
 

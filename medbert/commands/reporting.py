@@ -42,12 +42,13 @@ def write_report(study: Study, path: Path, *, run: Path, min_count: int) -> Stud
 
 
 def _what_was_used(begun: dict[str, Any]) -> dict[str, str]:
-    records, heads = Store(begun["store"]), begun.get("heads") or {"": begun["head"]}
+    records = Store(begun["store"])
+    heads = begun.get("heads") or {begun["head"]["_target_"].rpartition(".")[2]: None}
     return {
         "source": records.info["source"]["name"],
         "subjects": f"{len(records):,}",
         "vocabulary": f"{len(records.vocabulary):,} tokens",
         "encoder": begun["encoder_dir"] or "untrained",
-        "head": ", ".join(head["_target_"].rpartition(".")[2] for head in heads.values()),
+        "head": ", ".join(heads).replace("_", " "),
         "seed": begun["seed"],
     }

@@ -48,6 +48,7 @@ ERA = (
     "Out of time holds for what was trained on labels: the encoders were pretrained on whole "
     "records of the training subjects, those after the date too."
 )
+SEEDS = "Seeds are those of the training on labels: no encoder was pretrained again."
 FACTS = {
     "missing data": "a code that was not recorded counts as absent; unknown age or sex: the "
     "median of train and an indicator (logistic regression), left missing (trees), not given "
@@ -113,6 +114,7 @@ class Judge:
                 *([LABELS] if asked.curve else []),
                 *([GAPS] if asked.gaps else []),
                 *([ERA] if asked.later else []),
+                *([SEEDS] if asked.again else []),
             ],
             facts=FACTS,
             timing=_timing(answers),
@@ -225,7 +227,8 @@ class Judge:
 def _timing(answers: Answers) -> dict[str, float]:
     """Seconds of training, by arm on all labels, and of everything."""
     first, *_ = answers
-    every = math.fsum(a.seconds for some in answers.values() for a in some.values())
+    # a set: what one trial took over from another has the very same seconds, and was trained once
+    every = math.fsum({a.seconds for some in answers.values() for a in some.values()})
     return {
         **{f"{first}: {name}": answer.seconds for name, answer in answers[first].items()},
         "all trainings": every,

@@ -163,6 +163,10 @@ def refuse(found: Sequence[Finding], *, allow: Collection[str], where: str) -> N
 
 def rich_table(found: Sequence[Finding], *, min_count: int) -> Table:
     """For the terminal: worst first, small counts withheld."""
+    if not found:
+        nothing = Table.grid()
+        nothing.add_row("No leak found")
+        return nothing
     table = Table(title="Leaks" if any(f.count for f in found) else "No leak found")
     for column in ("finding", "severity", "count", "what it means", "what to do"):
         table.add_column(column, justify="right" if column == "count" else "left")

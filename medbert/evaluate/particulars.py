@@ -45,13 +45,20 @@ def limits(study: Study) -> list[str]:
 
 
 def flow_rows(flow: Sequence[tuple[str, int, int]], min_count: int) -> list[list[str]]:
-    """Counts by step; all rounded where any is so small that a difference would give it away."""
+    """Counts by step; all rounded where any is so small that a difference would give it away.
+
+    A step that has subjects and no rows comes before rows are made.
+    """
     counts = np.array([[subjects, rows] for _, subjects, rows in flow], dtype=int).reshape(-1, 2)
     left_out = -np.diff(counts, axis=0, prepend=counts[:1])
     every = np.concatenate([counts, left_out])
     rounded = bool(((every > 0) & (every < min_count)).any())
     return [
-        [step, *(count(n, min_count, rounded=rounded) for n in (subjects, lost, rows))]
+        [
+            step,
+            *(count(n, min_count, rounded=rounded) for n in (subjects, lost)),
+            "–" if subjects and not rows else count(rows, min_count, rounded=rounded),
+        ]
         for (step, subjects, rows), lost in zip(flow, left_out[:, 0].tolist(), strict=True)
     ]
 
@@ -79,6 +86,7 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> list[list[str]]:
     """Nested settings as lines of name and value."""
     lines: list[list[str]] = []
     for key, value in settings.items():
-        name, short = f"{prefix}{key}", f"{value:.4g}" if isinstance(value, float) else str(value)
-        lines += flat(value, f"{name}.") if isinstance(value, Mapping) else [[name, short]]
+        name = f"{prefix}{key}".replace("_", " ")
+        short = f"{value:.4g}" if isinstance(value, float) else str(value)
+        lines += flat(value, f"{name}: ") if isinstance(value, Mapping) else [[name, short]]
     return lines

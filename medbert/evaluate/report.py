@@ -6,16 +6,18 @@ is made to be passed on (the pages, the terminal table) hides counts under ``min
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medbert.evaluate import page
+from medbert.evaluate.comparisons import Comparison
 from medbert.evaluate.intervals import ORACLE, REFERENCE, ModelResult, Results, summarise
 from medbert.evaluate.markdown import write_study_markdown
 from medbert.evaluate.sections import sections
 from medbert.evaluate.study import Study
-from medbert.evaluate.verdict import cells, interval, method, size, verdict
+from medbert.evaluate.verdict import adjusted_p, cells, interval, method, size, verdict
 
 __all__ = [
     "ModelResult",
@@ -33,17 +35,23 @@ if TYPE_CHECKING:
 LONG = 8  # sections from which a page has a table of contents
 
 
-def rich_table(results: Results, *, min_count: int = 10) -> Table:
-    """The results for the terminal."""
+def rich_table(
+    results: Results, comparisons: Sequence[Comparison] = (), *, min_count: int = 10
+) -> Table:
+    """The results for the terminal; p is adjusted where ``comparisons`` are given."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(size(results, min_count)), caption=Text(method(results)))
+    adjusted = adjusted_p(results, comparisons)
+    told = Text(method(results, len(adjusted)))
+    table = Table(title=Text(size(results, min_count)), caption=told)
     lines = [
-        cells(results, model)
-        | {"Calibration slope\n(ideal 1)": interval(model.calibration_slope, digits=2)}
+        cells(results, model, adjusted)
+        | {"Slope\n(ideal 1)": interval(model.calibration_slope, digits=2)}
         for model in results.models
     ]
+    if adjusted:  # narrow, so that words stay whole
+        lines = [{name: text for name, text in line.items() if name != "p"} for line in lines]
     for name in lines[0]:
         table.add_column(Text(name), justify="left" if name == "Model" else "right")
     for model, line in zip(results.models, lines, strict=True):

@@ -305,4 +305,6 @@ def _seeds(study: Study) -> Section:
         for name, spread in study.seeds.items()
     ]
     head = ["AUROC of", "Seeds", "SD over\nseeds", "Least to\nmost", "Mean, other\nsubjects"]
-    return _table("Seeds, apart from sampling", [*head, "Mean, other\nsubjects and seeds"], rows)
+    head.append("Mean, other\nsubjects and seeds")
+    small = "A difference is by seeds of the reference; its last interval counts those of both."
+    return _table("Seeds, apart from sampling", head, rows, small=[small])

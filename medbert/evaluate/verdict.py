@@ -230,7 +230,7 @@ def interval(found: Interval | None, *, digits: int = 3, scale: float = 1) -> st
     if found is None or math.isnan(found.value):
         return "–" if found is None else "not estimable"
     value, low, high = (
-        "?" if math.isnan(number) else f"{scale * number:.{digits}f}".replace("-", "−")
+        "?" if math.isnan(number) else f"{scale * number:z.{digits}f}".replace("-", "−")
         for number in (found.value, found.low, found.high)
     )
     return f"{value}\n({low} to {high})"

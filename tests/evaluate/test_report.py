@@ -93,7 +93,7 @@ def test_page_holds_the_numbers_and_loads_nothing(tmp_path: Path) -> None:
     for model in results.models:
         assert f"{model.auroc.value:.3f}" in page
         assert model.name in page
-    for text in (f"{results.positives:,} positives", "52,000", "50,500", "encoder.layers"):
+    for text in (f"{results.positives:,} positives", "52,000", "50,500", "encoder: layers"):
         assert text in page
     for text in ("One data set only.", "What this does not show", "upper bound", "DeLong"):
         assert text in page

@@ -14,15 +14,16 @@ import pandas as pd
 import pytest
 from scipy.special import expit
 
-from medbert.evaluate import checklist, sections
+from medbert.evaluate import checklist, particulars, sections
 from medbert.evaluate.comparisons import Comparison, over_seeds
 from medbert.evaluate.efficiency import COLUMNS, Crossing, LabelMultiple, Labels, efficiency
 from medbert.evaluate.findings import CHECKS, finding
-from medbert.evaluate.intervals import Difference, Results
-from medbert.evaluate.report import summarise, write_study_html, write_study_markdown
+from medbert.evaluate.intervals import Difference, Interval, Results
+from medbert.evaluate.report import rich_table, summarise, write_study_html, write_study_markdown
 from medbert.evaluate.study import Point, Study, Sweep, analyse
 from medbert.evaluate.verdict import (
     crossings_said,
+    interval,
     labels_said,
     study_verdict,
     sweep_said,
@@ -126,7 +127,7 @@ def test_both_pages_show_the_same(study: Study, tmp_path: Path) -> None:
     assert html.count("scope='row'") == len(re.findall(r"^\| ", markdown, re.MULTILINE)) - 2 * (
         html.count("<table>")
     )
-    for text in ("The note of the task.", "51.3%", "encoder.layers", "taken for absent"):
+    for text in ("The note of the task.", "51.3%", "encoder: layers", "taken for absent"):
         assert text in html and text in markdown.replace("\\", "")
     assert set(re.findall(r"href='#([^']*)'", html)) == set(re.findall(r"id='([^']*)'", html))
 
@@ -266,3 +267,16 @@ def test_a_bare_study_is_a_short_page() -> None:
         "What this does not show",
         "Checklist: TRIPOD+AI",
     ]
+
+
+def test_nothing_is_neither_negative_nor_a_number_of_rows(study: Study) -> None:
+    assert interval(Interval(-0.0001, -0.2, 0.1), digits=1) == "0.0\n(−0.2 to 0.1)"
+    assert particulars.flow_rows(study.flow, 10)[0] == ["in the store", "5,000", "0", "–"]
+
+
+def test_the_terminal_shows_adjusted_p_where_there_are_some(study: Study) -> None:
+    heads = [
+        [str(column.header) for column in rich_table(study.results, found).columns]
+        for found in ((), study.comparisons)
+    ]
+    assert "p" in heads[0] and "p" not in heads[1] and "p,\nadjusted" in heads[1]
