@@ -46,6 +46,8 @@ def pretraining(
     for layer in model.layers if compiler else ():
         layer.compile(backend=compiler, dynamic=True)
     goal = objective(vocabulary_size=size, hidden=model.hidden, counts=counts)
+    if hasattr(goal, "start"):
+        goal.start(model)
     return TrainingModule(encoder=model, objective=goal, optimizer=optimizer, seed=seed)
 
 

@@ -49,7 +49,9 @@ class Packing(Protocol):
         ...
 
 
-def pack(offsets_B1: Tensor, *, kind: str = "auto", dropout: bool = False) -> Packing:
+def pack(
+    offsets_B1: Tensor, *, kind: str = "auto", dropout: bool = False, causal: bool = False
+) -> Packing:
     """The packing of a batch; ``auto`` is the fastest that the device and precision allow.
 
     Raises ValueError for an unknown ``kind``, and where ``dropout`` of attention is wanted of a
@@ -62,7 +64,8 @@ def pack(offsets_B1: Tensor, *, kind: str = "auto", dropout: bool = False) -> Pa
     if kind == "auto":
         half = offsets_B1.is_cuda and torch.is_autocast_enabled("cuda")
         kind = "varlen" if half and not dropout else "groups"
-    return {"groups": LengthGroups, "varlen": Varlen, "flex": BlockMask}[kind](offsets_B1)
+    kinds = {"groups": LengthGroups, "varlen": Varlen, "flex": BlockMask}
+    return kinds[kind](offsets_B1, causal=causal)
 
 
 def places(encoder: Any, batch: Batch) -> int:
@@ -81,7 +84,10 @@ class LengthGroups:
     CPU, once.
     """
 
-    def __init__(self, offsets_B1: Tensor, *, slack: float = 0.1) -> None:
+    def __init__(
+        self, offsets_B1: Tensor, *, causal: bool = False, slack: float = 0.1
+    ) -> None:
+        self.causal = causal
         start_B, end_B = offsets_B1[:-1].cpu(), offsets_B1[1:].cpu()
         length_B, by_length_B = torch.sort(end_B - start_B, descending=True, stable=True)
         lengths = length_B.tolist()
@@ -140,7 +146,9 @@ class LengthGroups:
     def attend(self, projected_PK: Tensor, *, heads: int, dropout: float) -> Tensor:
         """What stands at padding means nothing."""
         attended = [
-            attend(projected.view(*index_GL.shape, 3, heads, -1), mask_GL, dropout)
+            attend(
+                projected.view(*index_GL.shape, 3, heads, -1), mask_GL, dropout, causal=self.causal
+            )
             for projected, index_GL, mask_GL in zip(
                 projected_PK.split(self._sizes), self.indices, self.masks, strict=True
             )

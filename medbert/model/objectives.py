@@ -51,6 +51,12 @@ class Objective(nn.Module):
         self.terms = nn.ModuleDict(terms)
         self.weights = dict(weights)
 
+    def start(self, encoder: Encoder) -> None:
+        """Sets what a new encoder starts with, for the terms that know better than chance."""
+        for term in self.terms.values():
+            if hasattr(term, "start"):
+                term.start(encoder)
+
     def forward(self, encoder: Encoder, batch: Batch) -> LossOutput:
         terms = cast("Mapping[str, Term]", self.terms)
         corrupted = batch
