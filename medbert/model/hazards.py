@@ -50,7 +50,7 @@ class Hazards(nn.Module):
 
     def logs(self, hidden_MD: Tensor, table_KD: Tensor, level_KP: Tensor) -> Tensor:
         """Logarithms of the hazards (M, P, K)."""
-        asked_MPD = self.pieces(self.norm(hidden_MD)).view(len(hidden_MD), len(self.edge_P), -1)
+        asked_MPD = self.pieces(self.norm(hidden_MD)).unflatten(1, (len(self.edge_P), -1))
         return asked_MPD @ table_KD.T + level_KP.T
 
     def exposure(self, days_X: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ class TimeToEvent(nn.Module):
         """The batch as it is, and what is to be foretold; terms that hide codes come after."""
         seed = int(torch.randint(DRAWS // 8, ())) if self.training else self.seed
         clock_T, subject_T = clock(batch), batch.subject_T
-        code_K = self._asked(seed)
+        code_K, share_K = self._asked(seed)
         column_C = torch.full_like(self.share_C, -1, dtype=torch.int64)
         column_C[code_K] = torch.arange(len(code_K), device=column_C.device)
         column_T = column_C[batch.tokens_T]
@@ -166,14 +166,18 @@ class TimeToEvent(nn.Module):
             kept_M &= draw_M * number_B[subject_M] < self.moments
         place_M, subject_M = place_M[kept_M], subject_M[kept_M]
         wait_MK = first_BK[subject_M] - clock_T[place_M, None]
-        return batch, Future(place_M, left_M[kept_M], wait_MK, code_K, self.share_C[code_K])
+        return batch, Future(place_M, left_M[kept_M], wait_MK, code_K, share_K)
 
-    def _asked(self, seed: int) -> Tensor:
+    def _asked(self, seed: int) -> tuple[Tensor, Tensor]:
+        """Codes, and the chance of each to be asked for: all of them but in training."""
         if not self.training:
-            return self.share_C.nonzero().squeeze(1)
+            code_K = self.share_C.nonzero().squeeze(1)
+            return code_K, torch.ones_like(self.share_C[code_K])
         code_C = torch.arange(len(self.share_C), device=self.share_C.device)
-        draw_C = fixed_draws(code_C, torch.zeros_like(code_C), seed=seed, stream=STREAM) / DRAWS
-        return (draw_C < self.share_C).nonzero().squeeze(1)
+        nowhere_C = torch.full_like(code_C, -1)  # no position: the draws are no moment's
+        draw_C = fixed_draws(code_C, nowhere_C, seed=seed, stream=STREAM) / DRAWS
+        code_K = (draw_C < self.share_C).nonzero().squeeze(1)
+        return code_K, self.share_C[code_K]
 
     def loss(self, encoder: Any, hidden_TD: Tensor, batch: Batch, target: Future) -> LossOutput:
         hazards: Hazards = encoder.hazards
@@ -193,7 +197,28 @@ class TimeToEvent(nn.Module):
 
 def clock(batch: Batch) -> Tensor:
     """(T,) days since birth; NaN for static codes. Where no age of a subject is known, its visits
-    are a day apart."""
-    dated_B = torch.zeros(len(batch.rows_B), dtype=torch.bool, device=batch.age_T.device)
+    are a day apart, and codes outside them have no time."""
+    dated_B = torch.zeros_like(batch.rows_B, dtype=torch.bool)
     dated_B[batch.subject_T[~batch.age_T.isnan()]] = True
-    return torch.where(dated_B[batch.subject_T], batch.age_T, batch.visit_T.to(batch.age_T.dtype))
+    visit_T = batch.visit_T.to(batch.age_T.dtype).masked_fill(batch.visit_T == 0, torch.nan)
+    return torch.where(dated_B[batch.subject_T], batch.age_T, visit_T)
+
+
+def foretell(encoder: Any, batch: Batch, *, tokens: Tensor, gap: float, window: float) -> Tensor:
+    """``Hazards.risk`` of ``tokens`` for each subject, as of the end of its history: (B,)."""
+    hidden_TD, clock_T = encoder(batch), clock(batch)
+    filled_B = batch.lengths_B > 0
+    last_F = batch.offsets_B1[1:][filled_B] - 1
+    hidden_BD = hidden_TD.new_zeros(len(filled_B), hidden_TD.shape[1])
+    hidden_BD[filled_B] = hidden_TD[last_F]
+    since_B = torch.zeros_like(hidden_BD[:, 0])
+    if batch.end_B is not None:  # a static code has no time
+        since_B[filled_B] = torch.nan_to_num(batch.end_B[filled_B] - clock_T[last_F])
+    return encoder.hazards.risk(
+        hidden_BD,
+        encoder.codes.weight,
+        tokens.to(hidden_TD.device),
+        since_B=since_B.clamp(min=0),
+        gap=gap,
+        window=window,
+    )

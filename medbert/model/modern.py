@@ -91,16 +91,9 @@ class ModernEncoder(nn.Module):
         self.positions = nn.Embedding(positions, hidden) if positions else None
         self.norm = nn.LayerNorm(hidden, bias=False)
         self.dropout = Dropout(dropout)
+        of_a_layer = ("heads", "hidden", "feed_forward", "dropout", "attention_dropout", "gated")
         self.layers = nn.ModuleList(
-            PreNormLayer(
-                heads=heads,
-                hidden=hidden,
-                feed_forward=feed_forward,
-                dropout=dropout,
-                attention_dropout=attention_dropout,
-                gated=gated,
-            )
-            for _ in range(layers)
+            PreNormLayer(**{name: self.config[name] for name in of_a_layer}) for _ in range(layers)
         )
         self.final_norm = nn.LayerNorm(hidden, bias=False)
         self.hazards = None
