@@ -250,7 +250,9 @@ class Batch(NamedTuple):
     (0: outside any visit); age_T float32 days since birth, NaN where unknown; offsets_B1 int64;
     rows_B int64, the row of the dataset each subject came from; stay_V float32 days, NaN where
     unknown; visit_offsets_B1 int64 into stay_V; labels_B float32; sex_B int64, one of UNKNOWN_SEX,
-    FEMALE, MALE. The optional ones are None where there is nothing.
+    FEMALE, MALE; end_B float32, the age in days up to which a subject is observed: the prediction
+    time, or death or the end of the data (visits, where no age is known). The optional ones are
+    None where there is nothing.
     """
 
     tokens_T: Tensor
@@ -262,6 +264,7 @@ class Batch(NamedTuple):
     visit_offsets_B1: Tensor | None = None
     labels_B: Tensor | None = None
     sex_B: Tensor | None = None
+    end_B: Tensor | None = None
 
     @property
     def lengths_B(self) -> Tensor:

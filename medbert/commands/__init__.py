@@ -15,7 +15,7 @@ VERBS = {
     "vocabulary_extend": "give an encoder the codes of another site",
     "lint": "leaks in a task's cohort: codes of the future, copies, an encoder that has seen them",
     "finetune": "train a disease-prediction head on an encoder; predict held-out subjects",
-    "predict": "what a run says of other rows, or of another store",
+    "predict": "what a run, or an encoder asked for a code, says of any rows",
     "benchmark": "a store and a task to a report: curves, sweeps, other times and places",
     "evaluate": "compare a run with tuned baselines; write the AUC report",
 }

@@ -9,15 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -49,6 +47,7 @@ class Frame:
     records: Store
     rows: Rows
     window_days: Sequence[int]
+    outcome: Any = None  # of the task, for arms that ask for it
     _kept: dict[Any, Any] = field(default_factory=dict)
 
     @cached_property
@@ -110,21 +109,12 @@ class Trial(NamedTuple):
         return told.hexdigest()[:32]
 
 
-class Answer(NamedTuple):
-    """Probabilities by what was ``judged``; ``chosen`` on tuning, with that AUROC."""
-
-    auroc: float
-    probabilities: dict[str, np.ndarray]
-    chosen: dict[str, Any]
-    seconds: float
-
-
 Trained = tuple[float, dict[str, np.ndarray], Any]  # AUROC on tuning, probabilities, what it chose
 
 
 @dataclass(frozen=True)
 class BaselineArm:
-    """A baseline on the counts of its frame. ``identity``: what its answers depend on, for JSON."""
+    """A baseline on the counts of its frame."""
 
     baseline: LogisticBaseline | LightGBMBaseline
 
@@ -137,7 +127,9 @@ class BaselineArm:
     def name(self) -> str:
         return self.baseline.name
 
-    family = name
+    @property
+    def family(self) -> str:
+        return self.name
 
     @property
     def identity(self) -> Any:
@@ -187,7 +179,7 @@ class EncoderArm:
         model = self.make(trial.seed)
         classifier = recipe.head(hidden=model.hidden)
         if isinstance(classifier, FrozenLogistic):
-            return self._frozen(trial, model, classifier, recipe)
+            return self._frozen(trial, model, classifier)
         frame = trial.frame
         lengths = frame.keep("lengths", lambda: self._sequences(frame).lengths)
         budget = int(lengths[trial.train].sum()) // LEAST_STEPS
@@ -203,13 +195,22 @@ class EncoderArm:
         }
         return metrics["tuning/auroc"], probabilities, metrics
 
-    def _frozen(
-        self, trial: Trial, model: Any, classifier: FrozenLogistic, recipe: Recipe
-    ) -> Trained:
+    def pooled(
+        self,
+        frame: Frame,
+        places: np.ndarray,
+        seed: int,
+        model: Any,
+        classifier: FrozenLogistic,
+    ) -> torch.Tensor:
+        """What a frozen head makes of some rows; of all rows of a frame it is made once."""
+        key = (self.name, seed if self.weights is None else None)
+        data, recipe = self._sequences, self.recipe
+        return frame.keep(key, lambda: frozen(data(frame), model, classifier, recipe))[places]
+
+    def _frozen(self, trial: Trial, model: Any, classifier: FrozenLogistic) -> Trained:
         def pooled(frame: Frame, places: np.ndarray) -> torch.Tensor:
-            key = (self.name, trial.seed if self.weights is None else None)
-            data = self._sequences
-            return frame.keep(key, lambda: frozen(data(frame), model, classifier, recipe))[places]
+            return self.pooled(frame, places, trial.seed, model, classifier)
 
         def given(places: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
             return pooled(trial.frame, places), trial.frame.rows.labels[places]
@@ -226,7 +227,19 @@ class EncoderArm:
         return sequences(frame.records, frame.rows, self.recipe)
 
 
-Arm = BaselineArm | EncoderArm
+class Arm(Protocol):
+    """``identity``: what its answers depend on, for JSON."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def family(self) -> str: ...
+
+    @property
+    def identity(self) -> Any: ...
+
+    def train(self, trial: Trial, folder: Path) -> Trained: ...
 
 
 def encoder_arms(
@@ -271,53 +284,3 @@ def _copy(model: Any, seed: int) -> Any:
 def _fresh(shape: Callable[[], Any], seed: int) -> Any:
     torch.manual_seed(seed)
     return shape()
-
-
-class Trainings:
-    """Trains what is not in the folder yet, one small file a training, and says what is running."""
-
-    def __init__(self, folder: Path, *, total: int) -> None:
-        self.folder, self.total, self.done = folder, total, 0
-        folder.mkdir(exist_ok=True)
-
-    def __call__(self, trial: Trial, arm: Arm) -> Answer:
-        self.done += 1
-        file = self.folder / f"{trial.key(arm)}.npz"
-        if not file.exists():
-            log.info("training %d of %d: %s, %s", self.done, self.total, trial.name, arm.name)
-            begun = time.monotonic()
-            with _quiet():
-                auroc, probabilities, chosen = arm.train(trial, self.folder)
-            about = json.dumps([auroc, chosen, time.monotonic() - begun], default=float)
-            kept: dict[str, Any] = {"about": np.array(about), **probabilities}
-            part = file.with_suffix(".part")
-            with part.open("wb") as stream:
-                np.savez(stream, **kept)
-            part.replace(file)
-        with np.load(file) as stored:
-            auroc, chosen, seconds = json.loads(str(stored["about"]))
-            probabilities = {name: stored[name] for name in trial.judged}
-        return Answer(auroc, probabilities, chosen, seconds)
-
-
-@contextmanager
-def _quiet() -> Any:
-    """Without the lines of single trainings; there are many."""
-    training = logging.getLogger("medbert.train")
-    level = training.level
-    training.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        training.setLevel(level)
-
-
-def best_of_families(arms: Iterable[Arm], answers: Mapping[str, Answer]) -> dict[str, Arm]:
-    """The arm of each family that is best on tuning; the first of equals."""
-    best: dict[str, Arm] = {}
-    for arm in arms:
-        if arm.name in answers:
-            other = best.setdefault(arm.family, arm)
-            if answers[arm.name].auroc > answers[other.name].auroc:
-                best[arm.family] = arm
-    return best

@@ -14,15 +14,18 @@ import torch
 from rich.console import Console
 
 from medbert.commands import trials
-from medbert.commands.arms import Answer, Arm, BaselineArm, Trainings, Trial, encoder_arms
+from medbert.commands.arms import Arm, BaselineArm, Trial, encoder_arms
 from medbert.commands.artefacts import artefact, write_json
+from medbert.commands.beside import beside_counts
 from medbert.commands.classifier import Recipe
 from medbert.commands.finetune import Task
 from medbert.commands.judging import write_models, write_predictions
 from medbert.commands.lint import leaks, washed_out
+from medbert.commands.questions import of_outcome
 from medbert.commands.reporting import write_report
 from medbert.commands.studies import Judge
 from medbert.commands.trained_on import seen_in_pretraining
+from medbert.commands.trainings import Answer, Trainings
 from medbert.commands.trials import EXTERNAL, Asked
 from medbert.data.cohorts import Cohort
 from medbert.data.store import Store
@@ -79,10 +82,12 @@ def benchmark(
     records = Store(store)
     how = optimizer, trainer, freeze, max_tokens, batch_tokens, patience, seed
     recipes = {name: Recipe(head, *how) for name, head in heads.items()}
-    arms: list[Arm] = [*map(BaselineArm, baseline.values())]
-    arms[:0] = encoder_arms(records, recipes, encoder_dir, encoder, encoders, untrained, settings)
+    trained = encoder_arms(records, recipes, encoder_dir, encoder, encoders, untrained, settings)
+    outcome = getattr(task, "outcome", None)
+    from_encoders = beside_counts(trained, [*baseline.values()], of_outcome(outcome, records))
+    arms = [*from_encoders, *map(BaselineArm, baseline.values())]
     cohort = task.build(records)
-    whole = trials.whole(records, cohort, window_days, seed=seed, name="all labels")
+    whole = trials.whole(records, cohort, window_days, outcome=outcome, seed=seed)
     asked = Asked(
         trials.elsewhere(whole, task, external),
         trials.curve(whole, label_sizes, draws=draws),

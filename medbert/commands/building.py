@@ -45,7 +45,9 @@ def pretraining(
     model: Any = encoder(vocabulary_size=size)
     for layer in model.layers if compiler else ():
         layer.compile(backend=compiler, dynamic=True)
-    goal = objective(vocabulary_size=size, hidden=model.hidden, counts=counts)
+    goal: Any = objective(vocabulary_size=size, hidden=model.hidden, counts=counts)
+    if hasattr(goal, "start"):
+        goal.start(model)
     return TrainingModule(encoder=model, objective=goal, optimizer=optimizer, seed=seed)
 
 

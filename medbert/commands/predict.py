@@ -1,9 +1,10 @@
-"""``medbert predict``: what a fine-tuned run says of other rows, or of another store."""
+"""``medbert predict``: what a run, or an encoder without any label, says of rows of a store."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,21 @@ import torch
 
 from medbert.commands.artefacts import artefact
 from medbert.commands.cohort_rows import Scoring
+from medbert.commands.questions import Question, answered, of_words
 from medbert.model import checkpoint
-from medbert.schema import BOOLEAN_VALUE, DECISION, PROBABILITY
+from medbert.model.hazards import foretell
+from medbert.schema import BOOLEAN_VALUE, DECISION, PROBABILITY, Batch, InputError
 
 log = logging.getLogger(__name__)
 
 
 def predict(
     *,
-    run: str,
+    run: str | None,
+    encoder_dir: str | None,
+    query: str | Sequence[str] | None,
+    gap: str | float,
+    horizon: str | float,
     store: str,
     cohort: str | None,
     splits: Sequence[str] | None,
@@ -36,9 +43,15 @@ def predict(
 
     In the schema of meds-evaluation and the order of the cohort; ``boolean_value`` is the cohort's,
     null where it has none. The store must have been prepared with the vocabulary of the run.
+
+    Of a ``run`` it is the probability of its task. Of an encoder (``encoder_dir``) that foretells
+    codes it is that of ``query``: one of these codes, for the first time, within ``horizon`` days
+    after a ``gap``; null for subjects that have had one.
     """
+    if (run is None) == (encoder_dir is None) or (encoder_dir is None) != (query is None):
+        raise InputError("say run=FOLDER, or encoder_dir=FOLDER query=CODE horizon=365d")
     scoring = Scoring.of(
-        run,
+        run or encoder_dir or "",
         store=store,
         cohort=cohort,
         splits=splits,
@@ -46,17 +59,29 @@ def predict(
         batch_tokens=batch_tokens,
         device=device,
     )
-    head: Any = checkpoint.load_module(run, "head").to(scoring.device).eval()
+    question, rows = None, scoring.cohort
+    if query is None:
+        head: Any = checkpoint.load_module(run or "", "head").to(scoring.device).eval()
+        logits: Callable[[Batch], torch.Tensor] = partial(head.logits, scoring.model)
+    else:
+        question = of_words(query, scoring.records, gap=gap, horizon=horizon)
+        logits = _answer(scoring.model, question)
 
     def columns(logits: np.ndarray, here: slice) -> dict[str, Any]:
         probability = torch.from_numpy(logits).double().sigmoid().numpy()
-        labels = scoring.cohort.labels[here]
-        return {BOOLEAN_VALUE: labels, DECISION: probability >= 0.5, PROBABILITY: probability}
+        had = np.zeros(len(probability), bool)
+        if question is not None:
+            had = answered(scoring.records, rows.rows[here], rows.until[here], question)
+        return {
+            BOOLEAN_VALUE: rows.labels[here],
+            DECISION: pa.array(probability >= 0.5, mask=had),
+            PROBABILITY: pa.array(probability, mask=had),
+        }
 
     with artefact(out, overwrite=overwrite, settings=settings) as folder:
         scoring.write(
             folder / "predictions.parquet",
-            function=lambda batch: head.logits(scoring.model, batch),
+            function=logits,
             columns=columns,
             fields=[
                 pa.field(BOOLEAN_VALUE, pa.bool_()),
@@ -66,3 +91,14 @@ def predict(
         )
     log.info("made %s; open %s", out, Path(out) / "predictions.parquet")
     return Path(out)
+
+
+def _answer(model: Any, question: Question) -> Callable[[Batch], torch.Tensor]:
+    """Log-odds for each subject of a batch."""
+    if getattr(model, "hazards", None) is None:
+        raise InputError(
+            "query: this encoder does not foretell codes; make one with `medbert pretrain "
+            "encoder=causal objective=time_to_event`"
+        )
+
+    return partial(foretell, model, **question._asdict())

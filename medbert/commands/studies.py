@@ -12,15 +12,14 @@ import numpy as np
 
 from medbert.commands.arms import (
     LEAST_STEPS,
-    Answer,
     Arm,
     BaselineArm,
     Trial,
-    best_of_families,
 )
 from medbert.commands.judging import groups, oracle
 from medbert.commands.reporting import PRETRAINED, UNTRAINED
 from medbert.commands.table_one import table_one
+from medbert.commands.trainings import Answer, best_of_families
 from medbert.commands.trials import EXTERNAL, LEAST_TUNING, Asked
 from medbert.evaluate import report
 from medbert.evaluate.comparisons import SeedSpread, over_seeds
@@ -33,7 +32,8 @@ from medbert.schema import HELD_OUT, TRAIN, TUNING
 Answers = Mapping[str, Mapping[str, Answer]]  # by the name of the trial, and of the arm
 
 HEADS = (
-    "Of the heads on one encoder the line shows the one that was best on tuning; gradients took "
+    "Of what was made of one encoder the line shows the first, in the order of the settings, that "
+    "came within a standard error of the best on tuning; gradients took "
     f"{LEAST_STEPS} steps an epoch or more, in smaller batches where labels were few."
 )
 LABELS = (

@@ -39,12 +39,18 @@ class Asked(NamedTuple):
 
 
 def whole(
-    records: Store, cohort: Cohort, window_days: Sequence[int], *, seed: int, name: str
+    records: Store,
+    cohort: Cohort,
+    window_days: Sequence[int],
+    *,
+    outcome: Any,
+    seed: int,
+    name: str = "all labels",
 ) -> Trial:
     """All labels: trained on train, chosen on tuning, judged on held_out."""
     splits = by_split(records, cohort)
     rows = Rows(*(np.concatenate(part) for part in zip(*splits.values(), strict=True)))
-    frame = Frame(records, rows, window_days)
+    frame = Frame(records, rows, window_days, outcome)
     edges = np.cumsum([len(splits[split].rows) for split in SPLITS])
     places = dict(zip(SPLITS, np.split(np.arange(edges[-1]), edges[:-1]), strict=True))
     judged = {HELD_OUT: (frame, places[HELD_OUT])}
@@ -62,9 +68,8 @@ def elsewhere(trial: Trial, task: Task, folder: str | None) -> Trial:
             "with `medbert prepare ... vocabulary=ENCODER`"
         )
     cohort = task.build(other)
-    frame = Frame(
-        other, Rows(cohort.rows, cohort.prediction_time, cohort.labels), trial.frame.window_days
-    )
+    rows, mine = Rows(cohort.rows, cohort.prediction_time, cohort.labels), trial.frame
+    frame = Frame(other, rows, mine.window_days, mine.outcome)
     places = np.arange(len(cohort.rows))
     _check_both(frame, places, what=f"external={folder}")
     return trial._replace(judged={**trial.judged, EXTERNAL: (frame, places)})
@@ -108,7 +113,9 @@ def gaps(trial: Trial, task: Any, days: Sequence[int]) -> dict[float | None, Tri
         outcome = dataclasses.replace(task.outcome, gap_days=gap)
         try:
             cohort = dataclasses.replace(task, outcome=outcome).build(trial.frame.records)
-            found[gap] = _like(trial, trial.frame.records, cohort, name=f"gap of {gap} days")
+            found[gap] = _like(
+                trial, trial.frame.records, cohort, outcome=outcome, name=f"gap of {gap} days"
+            )
         except InputError as error:
             raise InputError(f"gaps: with {gap} days: {error}") from error
     return found
@@ -119,12 +126,14 @@ def windows(trial: Trial, cohort: Cohort, days: Sequence[int | None]) -> dict[fl
     found: dict[float | None, Trial] = {}
     for day in days:
         name = "whole history" if day is None else f"last {day} days"
-        found[day] = _like(trial, trial.frame.records.recent(day), cohort, name=name)
+        recent = trial.frame.records.recent(day)
+        found[day] = _like(trial, recent, cohort, outcome=trial.frame.outcome, name=name)
     return found
 
 
-def _like(trial: Trial, records: Store, cohort: Cohort, *, name: str) -> Trial:
-    return whole(records, cohort, trial.frame.window_days, seed=trial.seed, name=name)
+def _like(trial: Trial, records: Store, cohort: Cohort, *, outcome: Any, name: str) -> Trial:
+    days = trial.frame.window_days
+    return whole(records, cohort, days, outcome=outcome, seed=trial.seed, name=name)
 
 
 def later(trial: Trial, task: Any, date: str | None) -> dict[str, Trial]:

@@ -13,6 +13,7 @@ from medbert.data.store import History, Store
 from medbert.schema import (
     DATES,
     DAY_US,
+    DEATH,
     FEMALE,
     MALE,
     NO_TOKEN,
@@ -51,6 +52,7 @@ class Sequences(Dataset[Batch]):
         full = np.concatenate(lengths) if lengths else np.zeros(0, np.int64)
         self.lengths = np.minimum(full, max_tokens)
         self.n_shortened = int((full > max_tokens).sum())
+        self._death = store.codes.index(DEATH) if DEATH in store.codes else None
         self._sex_of_code = np.full(len(store.codes), UNKNOWN_SEX)
         for sex, letter in ((FEMALE, "F"), (MALE, "M")):
             of_sex = [i for i, code in enumerate(store.codes) if code == f"{SEX}//{letter}"]
@@ -74,6 +76,7 @@ class Sequences(Dataset[Batch]):
             visit_offsets_B1=torch.from_numpy(history.visit_offsets_B1),
             labels_B=None if labels is None else torch.from_numpy(labels.astype(np.float32)),
             sex_B=torch.from_numpy(self._sex(history)),
+            end_B=torch.from_numpy(self._end(history, indices)),
         )
 
     def _history(self, indices: np.ndarray) -> History:
@@ -86,6 +89,19 @@ class Sequences(Dataset[Batch]):
         said = np.flatnonzero(sex_T)
         sex_B[np.searchsorted(history.offsets_B1, said, side="right") - 1] = sex_T[said]
         return sex_B
+
+    def _end(self, history: History, indices: np.ndarray) -> np.ndarray:
+        """See ``Batch.end_B``."""
+        end_B = np.full(len(indices), self.store.end)
+        if self.until is not None:
+            end_B = self.until[indices]
+        elif self._death is not None:
+            died = np.flatnonzero(history.code_T == self._death)
+            owner = np.searchsorted(history.offsets_B1, died, side="right") - 1
+            end_B[owner] = history.time_T[died]
+        known = (history.birth_B != STATIC) & (self.store.time == DATES)
+        days_B = (end_B - np.where(known, history.birth_B, 0)) / DAY_US
+        return np.where(known, days_B, np.diff(history.visit_offsets_B1)).astype(np.float32)
 
     def _age(self, history: History) -> np.ndarray:
         birth_T = np.repeat(history.birth_B, np.diff(history.offsets_B1))

@@ -49,8 +49,12 @@ class Packing(Protocol):
         ...
 
 
-def pack(offsets_B1: Tensor, *, kind: str = "auto", dropout: bool = False) -> Packing:
+def pack(
+    offsets_B1: Tensor, *, kind: str = "auto", dropout: bool = False, causal: bool = False
+) -> Packing:
     """The packing of a batch; ``auto`` is the fastest that the device and precision allow.
+
+    ``causal``: no token sees a later one of its subject.
 
     Raises ValueError for an unknown ``kind``, and where ``dropout`` of attention is wanted of a
     kind that has none.
@@ -62,7 +66,8 @@ def pack(offsets_B1: Tensor, *, kind: str = "auto", dropout: bool = False) -> Pa
     if kind == "auto":
         half = offsets_B1.is_cuda and torch.is_autocast_enabled("cuda")
         kind = "varlen" if half and not dropout else "groups"
-    return {"groups": LengthGroups, "varlen": Varlen, "flex": BlockMask}[kind](offsets_B1)
+    kinds = {"groups": LengthGroups, "varlen": Varlen, "flex": BlockMask}
+    return kinds[kind](offsets_B1, causal=causal)
 
 
 def places(encoder: Any, batch: Batch) -> int:
@@ -81,7 +86,8 @@ class LengthGroups:
     CPU, once.
     """
 
-    def __init__(self, offsets_B1: Tensor, *, slack: float = 0.1) -> None:
+    def __init__(self, offsets_B1: Tensor, *, causal: bool = False, slack: float = 0.1) -> None:
+        self.causal = causal
         start_B, end_B = offsets_B1[:-1].cpu(), offsets_B1[1:].cpu()
         length_B, by_length_B = torch.sort(end_B - start_B, descending=True, stable=True)
         lengths = length_B.tolist()
@@ -140,7 +146,9 @@ class LengthGroups:
     def attend(self, projected_PK: Tensor, *, heads: int, dropout: float) -> Tensor:
         """What stands at padding means nothing."""
         attended = [
-            attend(projected.view(*index_GL.shape, 3, heads, -1), mask_GL, dropout)
+            attend(
+                projected.view(*index_GL.shape, 3, heads, -1), mask_GL, dropout, causal=self.causal
+            )
             for projected, index_GL, mask_GL in zip(
                 projected_PK.split(self._sizes), self.indices, self.masks, strict=True
             )
@@ -151,8 +159,9 @@ class LengthGroups:
 class _AsTheyLie:
     """Every token is its own place."""
 
-    def __init__(self, offsets_B1: Tensor) -> None:
+    def __init__(self, offsets_B1: Tensor, *, causal: bool = False) -> None:
         lengths_B = offsets_B1.diff()
+        self.causal = causal
         self.offsets_B1 = offsets_B1
         self.longest = int(lengths_B.max()) if len(lengths_B) else 0
         self.n_places = int(offsets_B1[-1])
@@ -170,22 +179,27 @@ class Varlen(_AsTheyLie):
 
         query, key, value = projected_PK.view(self.n_places, 3, heads, -1).unbind(1)
         starts = self.offsets_B1.to(torch.int32)
-        attended = varlen_attn(query, key, value, starts, starts, self.longest, self.longest)
+        seen = (-1, 0 if self.causal else -1)  # tokens before and after; -1: all
+        longest = self.longest
+        attended = varlen_attn(
+            query, key, value, starts, starts, longest, longest, window_size=seen
+        )
         return attended.flatten(1)  # type: ignore[union-attr]
 
 
 class BlockMask(_AsTheyLie):
-    def __init__(self, offsets_B1: Tensor) -> None:
+    def __init__(self, offsets_B1: Tensor, *, causal: bool = False) -> None:
         from torch.nn.attention.flex_attention import create_block_mask
 
-        super().__init__(offsets_B1)
+        super().__init__(offsets_B1, causal=causal)
         self._padded = max(_BLOCK, math.ceil(self.n_places / _BLOCK) * _BLOCK)
         place = torch.arange(self._padded, device=offsets_B1.device)
         # places behind the last token belong to a subject of their own
         subject = torch.searchsorted(offsets_B1, place, right=True)
 
         def own(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            return subject[query] == subject[key]
+            same = subject[query] == subject[key]
+            return same & (query >= key) if causal else same
 
         self._mask = create_block_mask(
             own, None, None, self._padded, self._padded, device=offsets_B1.device

@@ -20,16 +20,22 @@ _CACHED = 1 << 18  # scores (float32) that are worked on at once
 _LONG = 128  # tokens; probabilities of longer subjects are not kept for the way back
 
 
-def attend(projected_GL3Hd: Tensor, mask_GL: Tensor | None, dropout: float) -> Tensor:
-    """Queries, keys and values of G subjects -> (G * L, H * d); ``mask_GL`` is True at tokens."""
+def attend(
+    projected_GL3Hd: Tensor, mask_GL: Tensor | None, dropout: float, *, causal: bool = False
+) -> Tensor:
+    """Queries, keys and values of G subjects -> (G * L, H * d); ``mask_GL`` is True at tokens.
+
+    ``causal``: no token sees a later one. Padding stands last, so nothing sees it either.
+    """
+    mask_GL = None if causal else mask_GL
     group, length, _, heads, _ = projected_GL3Hd.shape
     plain = projected_GL3Hd.dtype == torch.float32 and projected_GL3Hd.device.type == "cpu"
     if plain and (dropout or length <= _LONG) and torch.is_grad_enabled():
-        return _Attend.apply(projected_GL3Hd, mask_GL, dropout)  # type: ignore[no-untyped-call]
+        return _Attend.apply(projected_GL3Hd, mask_GL, dropout, causal)  # type: ignore[no-untyped-call]
     query, key, value = projected_GL3Hd.permute(2, 0, 3, 1, 4)  # each (G, H, L, d)
     mask = None if mask_GL is None else mask_GL[:, None, None, :]
     attended_GHLd = F.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, dropout_p=dropout
+        query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=causal
     )
     return attended_GHLd.transpose(1, 2).reshape(group * length, -1)
 
@@ -38,13 +44,16 @@ class _Attend(torch.autograd.Function):
     """softmax(q k' / sqrt(d)), dropped out, times v; N = G * H heads, each of L x L scores."""
 
     @staticmethod
-    def forward(ctx: Any, projected: Tensor, mask_GL: Tensor | None, dropout: float) -> Tensor:
+    def forward(
+        ctx: Any, projected: Tensor, mask_GL: Tensor | None, dropout: float, causal: bool
+    ) -> Tensor:
         group, length, _, heads, width = projected.shape
         qkv = projected.new_empty(3, group, heads, length, width)
         qkv = qkv.copy_(projected.permute(2, 0, 3, 1, 4)).flatten(1, 2)
         query, key, value = qkv
         query *= 1 / math.sqrt(width)
-        scores = _Scores(query, key, _bias(mask_GL, heads), dropout)
+        bias = _later(length) if causal else _bias(mask_GL, heads)
+        scores = _Scores(query, key, bias, dropout)
         attended = torch.empty_like(value)
         for part in scores.parts:
             probability, keep = scores.of(part)
@@ -58,7 +67,7 @@ class _Attend(torch.autograd.Function):
         )
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         group, length, _, heads, width = ctx.shape
         (qkv,) = ctx.saved_tensors
         query, key, value = qkv
@@ -79,7 +88,7 @@ class _Attend(torch.autograd.Function):
             torch.bmm(room.transpose(1, 2), query[part], out=grad[1, part])
         grad[0] *= 1 / math.sqrt(width)
         back = grad.view(3, group, heads, length, width).permute(1, 3, 0, 2, 4)
-        return back.contiguous(), None, None
+        return back.contiguous(), None, None, None
 
 
 class _Scores:
@@ -106,7 +115,8 @@ class _Scores:
         if self.bias is None:
             scores = torch.bmm(self.query[part], key)
         else:
-            scores = torch.baddbmm(self.bias[part], self.query[part], key)
+            bias = self.bias if len(self.bias) == 1 else self.bias[part]
+            scores = torch.baddbmm(bias, self.query[part], key)
         keep = None
         if self.dropout:
             own = torch.Generator().manual_seed(self._seed + part.start)
@@ -129,3 +139,8 @@ def _bias(mask_GL: Tensor | None, heads: int) -> Tensor | None:
         return None
     bias_GL = torch.zeros(mask_GL.shape).masked_fill_(~mask_GL, -torch.inf)
     return bias_GL.repeat_interleave(heads, dim=0)[:, None, :]
+
+
+def _later(length: int) -> Tensor:
+    """(1, L, L): 0 at a token and those before it, minus infinity at later ones."""
+    return torch.full((length, length), -torch.inf).triu_(1)[None]

@@ -20,20 +20,24 @@ from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence, pad_sequence
 from medbert.model.encoder import initialise
 from medbert.schema import Batch, Encoder, InputError, LossOutput
 
-POOLINGS = ("sum", "mean", "max")
+POOLINGS = ("sum", "mean", "max", "last")
 INVERSE_PENALTIES = tuple(10.0**exponent for exponent in np.arange(-5, 2.5, 0.5))
 NO_SPREAD = 1e-6  # relative to the mean; below it a feature is a constant with rounding noise
 
 
 def pool(hidden_TD: Tensor, batch: Batch, how: str) -> Tensor:
-    """One vector per subject, (B, D): the sum, mean or max of its tokens, zeros where it has none.
+    """One vector per subject, (B, D): the sum, mean or max of its tokens, or that of its last one
+    (for an encoder that looks back only); zeros where it has none.
 
-    Raises ValueError if ``how`` is none of the three.
+    Raises ValueError if ``how`` is none of the four.
     """
     if how not in POOLINGS:
         raise ValueError(f"unknown pooling {how!r}: choose one of {', '.join(POOLINGS)}")
     subject_T = batch.subject_T
     empty_BD = hidden_TD.new_zeros(batch.rows_B.shape[0], hidden_TD.shape[1])
+    if how == "last" and len(hidden_TD):
+        last_B = (batch.offsets_B1[1:] - 1).clamp(min=0)
+        return torch.where(batch.lengths_B[:, None] > 0, hidden_TD[last_B], empty_BD)
     if how == "max":
         index_TD = subject_T[:, None].expand_as(hidden_TD)
         return empty_BD.scatter_reduce(0, index_TD, hidden_TD, "amax", include_self=False)
@@ -184,11 +188,14 @@ class FrozenLogistic(Head):
         train_labels: Tensor | np.ndarray,
         tuning_features: Tensor | np.ndarray,
         tuning_labels: Tensor | np.ndarray,
+        *,
+        penalties: Sequence[float] = INVERSE_PENALTIES,
     ) -> dict[str, float]:
         """Fit on features (n, K) and labels (n,), all on the CPU.
 
-        The penalty with the best AUROC on ``tuning`` is kept; of equal ones, the strongest. Returns
-        its ``C`` and the ``tuning_auroc``. Raises InputError if a split holds one outcome only.
+        Of ``penalties`` (C) the one with the best AUROC on ``tuning`` is kept; of equal ones, the
+        strongest. Returns its ``C`` and the ``tuning_auroc``. Raises InputError if a split holds
+        one outcome only.
         """
         from sklearn.linear_model import LogisticRegression
         from sklearn.metrics import roc_auc_score
@@ -204,7 +211,7 @@ class FrozenLogistic(Head):
 
         best = {"C": 0.0, "tuning_auroc": -1.0}
         model = LogisticRegression(max_iter=1000, warm_start=True)
-        for inverse_penalty in INVERSE_PENALTIES:
+        for inverse_penalty in penalties:
             model.set_params(C=inverse_penalty).fit(train_x, train_y)
             auroc = float(roc_auc_score(tuning_y, model.decision_function(tuning_x)))
             if auroc > best["tuning_auroc"]:

@@ -9,6 +9,7 @@ them, however old the subject is. Age and sex may be told beside.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from medbert.model.attention import Packing, SelfAttention, pack
 from medbert.model.dropout import Dropout
 from medbert.model.encoder import INITIAL_DEVIATION
+from medbert.model.hazards import Hazards
 from medbert.schema import DAYS_PER_YEAR, MALE, UNKNOWN_SEX, Batch
 
 TIMES = ("age", "order", "both", "none")
@@ -37,7 +39,8 @@ class ModernEncoder(nn.Module):
     ``sex``; ``visits`` > 0, an embedding of the visit ordinal (later ones share the last row);
     ``positions``, a learned absolute position, which alone bounds the codes of a subject (null: no
     bound). ``gated``: GELU(gate) * value in place of GELU, each ``feed_forward`` wide. ``dropout``
-    acts on the sum of the embeddings and the output of both sublayers.
+    acts on the sum of the embeddings and the output of both sublayers. ``causal``: no code sees a
+    later one. ``edges``, in days: a layer ``hazards`` that answers when a code comes; null: none.
     """
 
     def __init__(
@@ -57,6 +60,8 @@ class ModernEncoder(nn.Module):
         positions: int | None = None,
         gated: bool = True,
         attention: str = "auto",
+        causal: bool = False,
+        edges: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         self.config: dict[str, Any] = {
@@ -74,6 +79,8 @@ class ModernEncoder(nn.Module):
             "positions": positions,
             "gated": gated,
             "attention": attention,
+            "causal": causal,
+            "edges": None if edges is None else list(edges),
         }
         _check_turns(time, heads=heads, hidden=hidden)
         self.hidden, self.time, self.turns = hidden, time, hidden // heads // 2
@@ -84,18 +91,16 @@ class ModernEncoder(nn.Module):
         self.positions = nn.Embedding(positions, hidden) if positions else None
         self.norm = nn.LayerNorm(hidden, bias=False)
         self.dropout = Dropout(dropout)
+        of_a_layer = ("heads", "hidden", "feed_forward", "dropout", "attention_dropout", "gated")
         self.layers = nn.ModuleList(
-            PreNormLayer(
-                heads=heads,
-                hidden=hidden,
-                feed_forward=feed_forward,
-                dropout=dropout,
-                attention_dropout=attention_dropout,
-                gated=gated,
-            )
-            for _ in range(layers)
+            PreNormLayer(**{name: self.config[name] for name in of_a_layer}) for _ in range(layers)
         )
         self.final_norm = nn.LayerNorm(hidden, bias=False)
+        self.hazards = None
+        if edges is not None:
+            if not causal:
+                raise ValueError("edges (what comes, and when) need causal=true")
+            self.hazards = Hazards(hidden=hidden, vocabulary_size=vocabulary_size, edges=edges)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -110,7 +115,12 @@ class ModernEncoder(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """(T, D), in the order of the batch. Raises ValueError if ``positions`` are too few."""
         dropping = self.training and self.config["attention_dropout"] > 0
-        packing = pack(batch.offsets_B1, kind=self.config["attention"], dropout=dropping)
+        packing = pack(
+            batch.offsets_B1,
+            kind=self.config["attention"],
+            dropout=dropping,
+            causal=self.config["causal"],
+        )
         if self.positions is not None and packing.longest > self.positions.num_embeddings:
             raise ValueError(
                 f"a subject of this batch has {packing.longest} codes, but the encoder has "

@@ -7,7 +7,7 @@ corrupted batch. ``Objective`` lets all terms corrupt in turn and runs the encod
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -50,6 +50,12 @@ class Objective(nn.Module):
             raise ValueError(f"terms {sorted(terms)} and weights {sorted(weights)} must match")
         self.terms = nn.ModuleDict(terms)
         self.weights = dict(weights)
+
+    def start(self, encoder: Encoder) -> None:
+        """Sets what a new encoder starts with, for the terms that know better than chance."""
+        for term in cast("Mapping[str, Any]", self.terms).values():
+            if hasattr(term, "start"):
+                term.start(encoder)
 
     def forward(self, encoder: Encoder, batch: Batch) -> LossOutput:
         terms = cast("Mapping[str, Term]", self.terms)
@@ -163,6 +169,19 @@ class MaskedCode(nn.Module):
             "top1": (before_M < 1).to(loss.dtype).mean(),
             "top10": (before_M < 10).to(loss.dtype).mean(),
         }
+
+
+def combined(
+    *,
+    vocabulary_size: int,
+    hidden: int,
+    counts: Counts,
+    terms: Mapping[str, Callable[..., nn.Module]],
+    weights: Mapping[str, float],
+) -> Objective:
+    """Any terms together, each made of the same three facts; one that hides codes comes last."""
+    facts = {"vocabulary_size": vocabulary_size, "hidden": hidden, "counts": counts}
+    return Objective({name: term(**facts) for name, term in terms.items()}, weights)
 
 
 def masked_code(

@@ -6,7 +6,7 @@ import torch
 from conftest import records_of
 
 from medbert.data.batches import Sequences, TokenBudgetSampler, loader
-from medbert.schema import BIRTH
+from medbert.schema import BIRTH, DEATH
 
 DAY_US = 86_400_000_000
 
@@ -57,6 +57,32 @@ def test_long_histories_keep_static_and_latest_codes_and_are_counted(store):
 def test_ages_need_dates(make_store):
     store = make_store(records_of(lives(2), time="order"))
     assert torch.isnan(Sequences(store, np.arange(2), max_tokens=9)[np.arange(2)].age_T).all()
+
+
+def test_observation_ends_at_the_prediction_or_death_or_with_the_data(make_store):
+    events = [
+        (1, "1980-01-01", BIRTH),
+        (1, "2010-01-01", "A"),
+        (2, "1990-01-01", BIRTH),
+        (2, "2010-01-01", "A"),
+        (2, "2011-01-01", DEATH),
+        (2, "2011-05-05", "BILL"),
+        (3, "2010-01-01", "A"),  # of unknown age: in visits
+        (3, "2010-03-01", "A"),
+        (4, "2000-01-01", BIRTH),
+        (4, "2012-01-01", "A"),
+    ]
+    store = make_store(records_of(events))
+    rows = store.rows_of(np.arange(1, 5))
+    whole = Sequences(store, rows, max_tokens=9)[np.arange(4)].end_B
+    assert whole.dtype == torch.float32
+    assert whole.tolist() == [32 * 365 + 8, 21 * 365 + 5, 2, 12 * 365 + 3]
+    until = np.full(4, np.datetime64("2010-02-01", "us").astype(np.int64))
+    cut = Sequences(store, rows, until=until, max_tokens=9)[np.array([2, 1])].end_B
+    assert cut.tolist() == [1, 20 * 365 + 5 + 31]  # and nothing is known of the death
+    order = make_store(records_of(events[6:8] + events[1:2], time="order"), name="order")
+    data = Sequences(order, order.rows_of(np.array([3, 1])), max_tokens=9)
+    assert data[np.arange(2)].end_B.tolist() == [2, 1]
 
 
 @pytest.mark.parametrize("shuffle", [True, False])

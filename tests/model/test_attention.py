@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,12 +19,16 @@ from medbert.schema import Batch
 LENGTHS = [7, 20, 1, 19, 33, 7, 40, 18, 2]
 
 
-def plainly(projected_GL3Hd: Tensor, mask_GL: Tensor | None, keep: Tensor | None = None) -> Tensor:
+def plainly(
+    projected_GL3Hd: Tensor, mask_GL: Tensor | None, keep: Any = None, *, causal: bool = False
+) -> Tensor:
     """Attention by its definition, in double precision; ``keep`` (N, L, L) scales probabilities."""
     query, key, value = projected_GL3Hd.double().permute(2, 0, 3, 1, 4)
     scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
     if mask_GL is not None:
         scores = scores.masked_fill(~mask_GL[:, None, None, :], -torch.inf)
+    if causal:
+        scores = scores.masked_fill(torch.ones_like(scores).triu(1).bool(), -torch.inf)
     probability = scores.softmax(-1)
     if keep is not None:
         probability = probability * keep.view(probability.shape)
@@ -30,9 +36,10 @@ def plainly(projected_GL3Hd: Tensor, mask_GL: Tensor | None, keep: Tensor | None
 
 
 @pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("long", [2, 1000])  # probabilities made again, or kept
 def test_our_attention_and_its_gradient_are_those_of_the_definition(
-    masked: bool, long: int, monkeypatch: pytest.MonkeyPatch
+    masked: bool, causal: bool, long: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(grouped, "_LONG", long)
     monkeypatch.setattr(grouped, "_CACHED", 500)  # three heads at once
@@ -44,27 +51,29 @@ def test_our_attention_and_its_gradient_are_those_of_the_definition(
     )
 
     torch.manual_seed(3)
-    made = grouped._Attend.apply(given, mask_GL, 0.0)
+    made = grouped._Attend.apply(given, None if causal else mask_GL, 0.0, causal)
     (grad,) = torch.autograd.grad((made * pull).sum(), given)
-    wanted = plainly(given, mask_GL)
+    wanted = plainly(given, mask_GL, causal=causal)
     (wanted_grad,) = torch.autograd.grad((wanted * pull).sum(), given)
-    torch.testing.assert_close(made.double(), wanted, atol=1e-5, rtol=0)
+    real = slice(None) if mask_GL is None else mask_GL.flatten()
+    torch.testing.assert_close(made.double()[real], wanted[real], atol=1e-5, rtol=0)
     torch.testing.assert_close(grad, wanted_grad, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("long", [2, 1000])
 def test_dropout_of_attention_is_the_same_on_the_way_back(
-    long: int, monkeypatch: pytest.MonkeyPatch
+    causal: bool, long: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(grouped, "_LONG", long)
     given, pull = torch.randn(3, 9, 3, 2, 4, requires_grad=True), torch.randn(27, 8)
     torch.manual_seed(5)
-    made = grouped._Attend.apply(given, None, 0.4)
+    made = grouped._Attend.apply(given, None, 0.4, causal)
     (grad,) = torch.autograd.grad((made * pull).sum(), given)
     torch.manual_seed(5)
     seed = int(torch.randint(2**62, ()))  # as the function draws it; one part holds all heads
     keep = draw_mask(torch.empty(6, 9, 9), 0.4, generator=torch.Generator().manual_seed(seed))
-    wanted = plainly(given, None, keep)
+    wanted = plainly(given, None, keep, causal=causal)
     (wanted_grad,) = torch.autograd.grad((wanted * pull).sum(), given)
     torch.testing.assert_close(made.double(), wanted, atol=1e-5, rtol=0)
     torch.testing.assert_close(grad, wanted_grad, atol=1e-5, rtol=0)
@@ -91,13 +100,14 @@ def offsets(lengths: list[int]) -> Tensor:
     return torch.tensor([0, *lengths]).cumsum(0)
 
 
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("kind", ["groups", "flex"])
-def test_every_packing_attends_as_each_subject_alone(kind: str) -> None:
+def test_every_packing_attends_as_each_subject_alone(kind: str, causal: bool) -> None:
     torch.manual_seed(0)
     attention = SelfAttention(heads=2, hidden=16, dropout=0.0).eval()
     hidden_TD = torch.randn(sum(LENGTHS), 16)
     turn = torch.randn(sum(LENGTHS), 4)
-    packing = pack(offsets(LENGTHS), kind=kind)
+    packing = pack(offsets(LENGTHS), kind=kind, causal=causal)
     angle = packing.enter(turn)
     with torch.no_grad():
         hidden_PD = packing.enter(hidden_TD)
@@ -107,7 +117,8 @@ def test_every_packing_attends_as_each_subject_alone(kind: str) -> None:
             projected = attention.project(hidden_TD)
             projected = rotated(projected, angles.cos(), angles.sin(), heads=2)
             alone = [
-                plainly(part.view(1, len(part), 3, 2, 8), None) for part in projected.split(LENGTHS)
+                plainly(part.view(1, len(part), 3, 2, 8), None, causal=causal)
+                for part in projected.split(LENGTHS)
             ]
             wanted = attention.output(torch.cat(alone).float())
             torch.testing.assert_close(made, wanted, atol=1e-5, rtol=0)
@@ -115,14 +126,15 @@ def test_every_packing_attends_as_each_subject_alone(kind: str) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="flash attention wants a GPU")
-def test_flash_attention_agrees_with_groups() -> None:
+@pytest.mark.parametrize("causal", [False, True])
+def test_flash_attention_agrees_with_groups(causal: bool) -> None:
     torch.manual_seed(0)
     attention = SelfAttention(heads=4, hidden=128, dropout=0.0).eval().cuda()
     hidden_TD = torch.randn(sum(LENGTHS), 128, device="cuda")
     made = {}
     with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
         for kind in ("auto", "varlen", "groups", "flex"):
-            packing = pack(offsets(LENGTHS).cuda(), kind=kind)
+            packing = pack(offsets(LENGTHS).cuda(), kind=kind, causal=causal)
             made[kind] = packing.leave(attention(packing.enter(hidden_TD), packing)).float()
     for other in ("auto", "varlen", "flex"):
         torch.testing.assert_close(made[other], made["groups"], atol=2e-2, rtol=2e-2)
@@ -234,7 +246,7 @@ def test_memory_for_scores_grows_with_tokens_not_with_lengths() -> None:
     kept = []
     for length, subjects in ((64, 32), (512, 4)):
         given = torch.randn(subjects, length, 3, 1, 4, requires_grad=True)
-        made = grouped._Attend.apply(given, None, 0.1)
+        made = grouped._Attend.apply(given, None, 0.1, False)
         kept.append(sum(part.numel() for part, _ in made.grad_fn.scores._kept.values()))
     assert kept == [32 * 64 * 64, 0]
 

@@ -76,7 +76,7 @@ def alone(given: Batch, subject: int) -> Batch:
 RAGGED = [5, 0, 12, 1, 31, 0, 7]
 
 
-@pytest.mark.parametrize("how", ["sum", "mean", "max"])
+@pytest.mark.parametrize("how", ["sum", "mean", "max", "last"])
 def test_pooling_is_by_subject_and_zero_where_there_is_nothing(how: str) -> None:
     given = batch(RAGGED)
     hidden_TD = torch.randn(sum(RAGGED), HIDDEN) - 3
@@ -85,7 +85,8 @@ def test_pooling_is_by_subject_and_zero_where_there_is_nothing(how: str) -> None
         if not len(part):
             assert not row_D.any()
             continue
-        expected = {"sum": part.sum(0), "mean": part.mean(0), "max": part.amax(0)}[how]
+        expected = {"sum": part.sum(0), "mean": part.mean(0), "max": part.amax(0)}
+        expected = {**expected, "last": part[-1]}[how]
         torch.testing.assert_close(row_D, expected)
 
 

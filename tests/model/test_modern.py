@@ -26,6 +26,7 @@ SWITCHES: list[dict[str, Any]] = [
     {"time": "both", "gated": False},
     {"time": "none", "ages": False, "sex": False},
     {"visits": 3, "positions": 64},
+    {"causal": True, "edges": [0, 30, 365]},
 ]
 
 
@@ -92,7 +93,7 @@ def _one(model: ModernEncoder, person: Batch) -> torch.Tensor:
     hidden = _normal(hidden, model.norm.weight)
     times = _times(person.age_T.tolist(), config["time"])
     for layer in model.layers:
-        hidden = hidden + _attended(layer, hidden, times)
+        hidden = hidden + _attended(layer, hidden, times, causal=config["causal"])
         wide = _normal(hidden, layer.change_norm.weight) @ layer.widen.weight.T
         if config["gated"]:
             wide = F.gelu(wide[:, : config["feed_forward"]]) * wide[:, config["feed_forward"] :]
@@ -118,7 +119,10 @@ def _times(ages: list[float], time: str) -> list[list[float]]:
     return [list(clock) for clock in zip(*clocks.get(time, []), strict=True)]
 
 
-def _attended(layer: Any, hidden: torch.Tensor, times: list[list[float]]) -> torch.Tensor:
+def _attended(
+    layer: Any, hidden: torch.Tensor, times: list[list[float]], *, causal: bool
+) -> torch.Tensor:
+    later = torch.ones(len(hidden), len(hidden)).triu(1).bool() & causal
     normal, width = _normal(hidden, layer.attention_norm.weight), HIDDEN // HEADS
     heads = []
     for head in range(HEADS):
@@ -128,7 +132,8 @@ def _attended(layer: Any, hidden: torch.Tensor, times: list[list[float]]) -> tor
         )
         if times:
             query, key = _turned(query, times), _turned(key, times)
-        heads.append((query @ key.T / math.sqrt(width)).softmax(1) @ value)
+        scores = (query @ key.T / math.sqrt(width)).masked_fill(later, -math.inf)
+        heads.append(scores.softmax(1) @ value)
     return torch.cat(heads, dim=1) @ layer.attention.output.weight.T
 
 
@@ -158,6 +163,18 @@ def test_equals_a_plain_reading_of_it(changes: dict[str, Any]) -> None:
     model, given = encoder(**changes), batch([7, 20, 1, 0, 12])
     # angles of decades in float32 are right to about a thousandth
     torch.testing.assert_close(model(given), plainly(model, given), atol=2e-3, rtol=0)
+
+
+@torch.no_grad()
+def test_looking_back_only_a_history_says_what_it_said_before_it_went_on() -> None:
+    model, given = encoder(causal=True, time="both"), batch([12, 7, 3])
+    given = given._replace(age_T=given.age_T.nan_to_num(5.0).sort().values)
+    whole = model(given)
+    for until in range(1, 12):
+        cut = alone(given, 0)
+        cut = cut._replace(**{k: getattr(cut, k)[:until] for k in ("tokens_T", "visit_T", "age_T")})
+        cut = cut._replace(offsets_B1=torch.tensor([0, until]))
+        torch.testing.assert_close(model(cut), whole[:until], atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
@@ -310,6 +327,11 @@ def test_no_sex_is_an_unknown_sex() -> None:
         ({"hidden": 36, "heads": 4}, "width that 2 divides: hidden=36 with heads=4 makes 9"),
         ({"hidden": 24, "time": "both"}, "width that 4 divides: hidden=24 with heads=4 makes 6"),
         ({"heads": 5}, "hidden=32 must be a multiple of heads=5"),
+        ({"edges": [0, 30]}, "need causal=true"),
+        ({"causal": True, "edges": []}, r"edges=\[\]: expected rising days, the first of them 0"),
+        ({"causal": True, "edges": [5, 30]}, r"edges=\[5, 30\]"),
+        ({"causal": True, "edges": [0, 30, 30]}, "rising days"),
+        ({"causal": True, "edges": [0, 60, 30]}, "rising days"),
     ],
 )
 def test_wrong_arguments_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -326,6 +348,10 @@ def test_comes_back_from_a_folder(tmp_path: Path, changes: dict[str, Any]) -> No
     save_module(tmp_path, modules={"encoder": saved}, extra={})
     loaded = load_module(tmp_path, "encoder").eval()
     assert torch.equal(loaded(given), saved(given))
+    if saved.hazards is not None:  # the edges are not in the file
+        assert torch.equal(loaded.hazards.edge_P, saved.hazards.edge_P)
+    weights = loaded.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in saved.state_dict().items())
 
 
 def test_a_larger_vocabulary_changes_nothing_for_the_old_codes() -> None:
@@ -334,6 +360,11 @@ def test_a_larger_vocabulary_changes_nothing_for_the_old_codes() -> None:
     assert torch.equal(larger(given), small(given))
     expected = small.codes.weight[[4, 5]].mean(0)
     torch.testing.assert_close(larger.codes.weight[VOCABULARY], expected)
+    small = encoder(causal=True, edges=[0, 30])
+    larger = _extended(small, [[4, 5], [7]])
+    assert torch.equal(larger.hazards.level_CP[:VOCABULARY], small.hazards.level_CP)
+    assert torch.equal(larger.hazards.level_CP[VOCABULARY + 1], small.hazards.level_CP[7])
+    assert torch.equal(larger.hazards.edge_P, small.hazards.edge_P)
 
 
 def test_half_precision_keeps_the_angles() -> None:

@@ -16,12 +16,17 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
-from test_fit import TRAINER, one_thread, pretraining, run, same, store  # noqa: F401
+from test_fit import OPTIMIZER, TRAINER, one_thread, pretraining, run, same, store  # noqa: F401
 
 import medbert
+from medbert.commands import building
+from medbert.model.hazards import TimeToEvent
+from medbert.model.modern import ModernEncoder
+from medbert.model.objectives import combined
 from medbert.schema import InputError, Unfinished
 from medbert.train import fit as fitting
 from medbert.train.checkpoints import Checkpoints, Signals, WholeFiles
+from medbert.train.module import TrainingModule
 
 STORE = ["store=store", "encoder=tiny", "batch_tokens=4096", "trainer.accelerator=cpu"]
 EVERY_STEP = {"checkpoint_minutes": 0.0, "trainer": partial(TRAINER, max_epochs=2)}
@@ -49,7 +54,22 @@ def kill() -> None:
     raise Killed
 
 
-def test_killed_at_any_step(store, tmp_path, at_step):  # noqa: F811
+def foretelling(store) -> TrainingModule:  # noqa: F811
+    sizes = {"layers": 1, "heads": 2, "hidden": 16, "feed_forward": 16, "dropout": 0.1}
+    causal = {"attention_dropout": 0.1, "causal": True, "edges": [0, 90]}
+    terms = {"time_to_event": partial(TimeToEvent, moments=2, sampled=6)}
+    return building.pretraining(
+        store,
+        encoder=partial(ModernEncoder, **sizes, **causal),
+        objective=partial(combined, terms=terms, weights=dict.fromkeys(terms, 1.0)),
+        optimizer=OPTIMIZER,
+        compiler=None,
+        seed=0,
+    )
+
+
+@pytest.mark.parametrize("pretraining", [pretraining, foretelling])
+def test_killed_at_any_step(store, tmp_path, at_step, pretraining):  # noqa: F811
     unbroken = pretraining(store)
     metrics = run(unbroken, store, tmp_path / "unbroken", **EVERY_STEP)
     steps = int(Path(fitting.latest_checkpoint(tmp_path / "unbroken" / "checkpoints")).stem)

@@ -1,0 +1,202 @@
+"""Arms that need few labels: what an encoder says without any, and what it says beside counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from scipy.special import expit, logit
+
+from medbert.commands.arms import Arm, EncoderArm, Frame, Trained, Trial
+from medbert.commands.questions import Question, ask, of_outcome
+from medbert.evaluate.baselines import AgeSexBaseline, LightGBMBaseline, LogisticBaseline
+from medbert.evaluate.benefit import recalibrate
+from medbert.evaluate.metrics import auroc
+from medbert.model.heads import FrozenLogistic
+
+Baseline = LogisticBaseline | LightGBMBaseline
+Where = Mapping[str, tuple[Frame, np.ndarray]]  # places in a frame, by name
+
+TINY = 1e-9  # probabilities are kept so far from 0 and 1
+FOLDS = 5
+
+
+class Answering(Protocol):
+    """Log-odds of the outcome, from an encoder alone; those of training rows come from a model
+    that has not seen their subjects' labels."""
+
+    @property
+    def family(self) -> str: ...
+
+    @property
+    def identity(self) -> Any: ...
+
+    def answers(self, trial: Trial, where: Where) -> dict[str, np.ndarray]: ...
+
+
+@dataclass(frozen=True)
+class QueryArm:
+    """The encoder's own answer to the question of the task: no label is used."""
+
+    family: str
+    make: Callable[[int], Any]
+    weights: str | None
+    max_tokens: int
+    batch_tokens: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.family} (query, no labels)"
+
+    @property
+    def identity(self) -> Any:
+        return [self.name, self.weights, self.max_tokens]
+
+    def train(self, trial: Trial, folder: Path) -> Trained:
+        where = {"tuning": (trial.frame, trial.tuning), **trial.judged}
+        found = {name: expit(value) for name, value in self.answers(trial, where).items()}
+        labels = trial.frame.rows.labels[trial.tuning]
+        return float(auroc(labels, found.pop("tuning"))), found, {}
+
+    def answers(self, trial: Trial, where: Where) -> dict[str, np.ndarray]:
+        seed = trial.seed if self.weights is None else None
+
+        def of_all(frame: Frame) -> np.ndarray:
+            question = of_outcome(frame.outcome, frame.records)
+            assert question is not None, "such arms are made for tasks that ask for codes"
+            return ask(
+                frame.records,
+                frame.rows.rows,
+                frame.rows.until,
+                self.make(trial.seed),
+                question,
+                max_tokens=self.max_tokens,
+                batch_tokens=self.batch_tokens,
+            )
+
+        return {
+            name: frame.keep(("query", self.family, seed), partial(of_all, frame))[places]
+            for name, (frame, places) in where.items()
+        }
+
+
+@dataclass(frozen=True)
+class FrozenAnswer:
+    """A logistic regression on the pooled outputs of a frozen encoder, for any task."""
+
+    arm: EncoderArm
+
+    @property
+    def family(self) -> str:
+        return self.arm.family
+
+    @property
+    def identity(self) -> Any:
+        return self.arm.identity
+
+    def answers(self, trial: Trial, where: Where) -> dict[str, np.ndarray]:
+        model = self.arm.make(trial.seed)
+        classifier: Any = self.arm.recipe.head(hidden=model.hidden)
+        labels = trial.frame.rows.labels
+
+        def pooled(frame: Frame, places: np.ndarray) -> torch.Tensor:
+            return self.arm.pooled(frame, places, trial.seed, model, classifier)
+
+        def fit(places: np.ndarray, **how: Any) -> float:
+            tuning = pooled(trial.frame, trial.tuning), labels[trial.tuning]
+            return classifier.fit(pooled(trial.frame, places), labels[places], *tuning, **how)["C"]
+
+        def said(frame: Frame, places: np.ndarray) -> np.ndarray:
+            with torch.no_grad():
+                return classifier.output(pooled(frame, places)).double().squeeze(-1).numpy()
+
+        penalty = fit(trial.train)
+        found = {name: said(*at) for name, at in where.items()}
+        subjects = np.unique(trial.frame.subject_ids[trial.train], return_inverse=True)[1]
+        fold = np.random.default_rng(trial.seed).permutation(subjects.max() + 1)[subjects] % FOLDS
+        for out in range(FOLDS):
+            mine, others = trial.train[fold == out], trial.train[fold != out]
+            if len(mine) and 0 < labels[others].sum() < len(others):
+                fit(others, penalties=[penalty])
+                found["train"][fold == out] = said(trial.frame, mine)
+        return found
+
+
+@dataclass(frozen=True)
+class BesideArm:
+    """The mean, on the log-odds scale, of an encoder's answer and of baselines that see it beside
+    their counts. Nothing is chosen by label between the three, so that it holds from few labels to
+    many."""
+
+    answering: Answering
+    kind: str
+    baselines: Sequence[Baseline]
+
+    @property
+    def family(self) -> str:
+        return self.answering.family
+
+    @property
+    def name(self) -> str:
+        return f"{self.family} ({self.kind} beside counts)"
+
+    @property
+    def identity(self) -> Any:
+        return [self.name, self.answering.identity, [repr(each) for each in self.baselines]]
+
+    def train(self, trial: Trial, folder: Path) -> Trained:
+        labels = trial.frame.rows.labels
+        mine = {"train": (trial.frame, trial.train), "tuning": (trial.frame, trial.tuning)}
+        where = {**mine, **trial.judged}
+        answers = self.answering.answers(trial, where)
+        put_right = recalibrate(labels[trial.train], expit(answers["train"]), slope=False)
+        parts = {name: [logit(put_right(expit(answers[name])))] for name in where}
+        seen = {name: frame.features.at(places) for name, (frame, places) in where.items()}
+        given = {
+            name: each._replace(dense=np.column_stack([each.dense, answers[name]]))
+            for name, each in seen.items()
+        }
+        chosen = {}
+        for each in self.baselines:
+            fitted = each.fit(
+                given["train"],
+                labels[trial.train],
+                given["tuning"],
+                labels[trial.tuning],
+                seed=trial.seed,
+                threads=torch.get_num_threads(),
+            )
+            chosen[each.name] = asdict(fitted.search)["chosen"]
+            for name, features in given.items():
+                parts[name].append(logit(np.clip(fitted.predict_proba(features), TINY, 1 - TINY)))
+        mean = {name: expit(np.mean(part, axis=0)) for name, part in parts.items()}
+        on_tuning = float(auroc(labels[trial.tuning], mean["tuning"]))
+        return on_tuning, {name: mean[name] for name in trial.judged}, {"chosen": chosen}
+
+
+def beside_counts(
+    arms: Sequence[EncoderArm], baselines: Sequence[Baseline], question: Question | None
+) -> list[Arm]:
+    """The arms, and before those of each encoder its answer beside the counts of codes: to the
+    question, if it foretells codes (and that answer alone), else from its frozen outputs."""
+    on_codes = [each for each in baselines if not isinstance(each, AgeSexBaseline)]
+    found: list[Arm] = []
+    for family in dict.fromkeys(arm.family for arm in arms):
+        heads = [arm for arm in arms if arm.family == family]
+        model = heads[0].make(0)
+        frozen = [
+            a for a in heads if isinstance(a.recipe.head(hidden=model.hidden), FrozenLogistic)
+        ]
+        if question and getattr(model, "hazards", None) is not None:
+            made, sizes = heads[0], heads[0].recipe
+            query = QueryArm(family, made.make, made.weights, sizes.max_tokens, sizes.batch_tokens)
+            found += [BesideArm(query, "query", on_codes), query]
+        elif frozen:
+            found.append(BesideArm(FrozenAnswer(frozen[0]), "frozen", on_codes))
+        found += heads
+    return found

@@ -1,0 +1,102 @@
+"""What an encoder that foretells codes is asked: which of them, after what gap, within how long."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from medbert.data.batches import Sequences, loader
+from medbert.data.codes import matches
+from medbert.data.outcomes import CodeAtNextVisit, CodeWithin
+from medbert.data.store import Store
+from medbert.model.hazards import foretell
+from medbert.schema import ORDER, SPECIAL_TOKENS, InputError
+from medbert.train.score import place, score
+
+
+class Question(NamedTuple):
+    """Does one of the ``tokens`` come for the first time in (gap, gap + window] days (visits, where
+    the store has no dates) from now?"""
+
+    tokens: torch.Tensor
+    gap: float
+    window: float
+
+
+def of_outcome(outcome: Any, records: Store) -> Question | None:
+    """What a task asks; None where it is not whether a code comes for the first time."""
+    if isinstance(outcome, CodeAtNextVisit) and records.time == ORDER:
+        gap, window = 0.0, 1.0
+    elif (
+        isinstance(outcome, CodeWithin)
+        and outcome.min_value is outcome.max_value is outcome.washout_days is None
+    ):
+        gap, window = outcome.gap_days, outcome.window_days
+    else:
+        return None
+    tokens = _tokens(outcome.codes, records)
+    return Question(tokens, gap, window) if len(tokens) else None
+
+
+def of_words(
+    query: str | Sequence[str], records: Store, *, gap: str | float, horizon: str | float
+) -> Question:
+    """``query``: codes, each with all below it; days as a number or as "365d".
+
+    Raises InputError for a code that no training subject has, and for what is no length of time.
+    """
+    patterns = [query] if isinstance(query, str) else list(query)
+    tokens = _tokens(patterns, records)
+    if not len(tokens):
+        raise InputError(
+            f"query={query}: no token of {records.folder}/vocabulary.parquet is such a code; codes "
+            "are written as in ICD10CM/I50, or as a regular expression that starts with ^"
+        )
+    question = Question(tokens, _days("gap", gap), _days("horizon", horizon))
+    if not (question.window > 0 and question.gap >= 0):  # nor may they be no numbers
+        raise InputError(f"gap={gap} horizon={horizon}: the gap is 0 or more, the horizon above 0")
+    return question
+
+
+def answered(records: Store, rows: np.ndarray, until: np.ndarray, question: Question) -> np.ndarray:
+    """Rows that have had one of the codes, so that it cannot come for the first time."""
+    history = records.history(rows, until=until)
+    had = np.flatnonzero(np.isin(history.token_T, question.tokens.numpy()))
+    mask = np.zeros(len(rows), bool)
+    mask[np.searchsorted(history.offsets_B1, had, side="right") - 1] = True
+    return mask
+
+
+def ask(
+    records: Store,
+    rows: np.ndarray,
+    until: np.ndarray,
+    model: Any,
+    question: Question,
+    *,
+    max_tokens: int,
+    batch_tokens: int,
+) -> np.ndarray:
+    """The log-odds of yes, (N,)."""
+    device = place()
+    model.to(device).eval()
+    data = Sequences(records, rows, until=until, max_tokens=max_tokens)
+    told = partial(foretell, model, **question._asdict())
+    return score(told, loader(data, budget=batch_tokens), device=device).double().numpy()
+
+
+def _tokens(patterns: Sequence[str], records: Store) -> torch.Tensor:
+    found = matches(records.vocabulary.codes, list(patterns))
+    found[: len(SPECIAL_TOKENS)] = False
+    return torch.from_numpy(np.flatnonzero(found))
+
+
+def _days(name: str, value: str | float) -> float:
+    try:
+        return float(str(value).removesuffix("d"))
+    except ValueError as error:
+        raise InputError(f"{name}={value}: expected days, such as 365 or 365d") from error

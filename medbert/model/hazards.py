@@ -1,0 +1,224 @@
+"""How soon each code comes for the first time: hazards, learned from all that follows a moment.
+
+From a moment of a record on, the time until a code is first written has a hazard that is constant
+within pieces of time; the end of observation is a censoring, not an absence (Friedman 1982, Ann
+Stat 10:101; for pretraining, Steinberg et al. 2023, arXiv 2301.03150). One pass then answers for
+every code, gap and horizon how likely it is (as McDermott et al. 2026, arXiv 2603.07900, ask it).
+
+Beside the legend of ``schema``: M moments, each the last code of all that a subject has at one
+time; P pieces; K codes that are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from medbert.model.encoder import NORM_EPSILON, initialise
+from medbert.model.masking import DRAWS, fixed_draws
+from medbert.model.softmax import sample_shares
+from medbert.model.together import divisor
+from medbert.schema import SPECIAL_TOKENS, Batch, LossOutput
+
+SPECIALS = len(SPECIAL_TOKENS)
+NEW_CODES_A_DAY = 1 / 60  # of all codes together, before anything is learned
+STREAM = 4  # of the draws; masking takes those below
+
+
+class Hazards(nn.Module):
+    """The layer of an encoder that answers: hidden vectors to hazards per day, by code and piece.
+
+    ``edges``: where the pieces begin, in days; the first is 0, the last one has no end. Codes are
+    told apart by the encoder's own table, ``level_CP`` is what holds without any history.
+    """
+
+    edge_P: Tensor
+
+    def __init__(self, *, hidden: int, vocabulary_size: int, edges: Sequence[float]) -> None:
+        super().__init__()
+        if not edges or edges[0] != 0 or sorted(set(edges)) != list(edges):
+            raise ValueError(f"edges={list(edges)}: expected rising days, the first of them 0")
+        self.register_buffer("edge_P", torch.tensor(edges, dtype=torch.float32), persistent=False)
+        self.norm = nn.LayerNorm(hidden, eps=NORM_EPSILON)
+        self.pieces = nn.Linear(hidden, hidden * len(edges))
+        self.level_CP = nn.Parameter(torch.zeros(vocabulary_size, len(edges)))
+        initialise(self.pieces)
+
+    def logs(self, hidden_MD: Tensor, table_KD: Tensor, level_KP: Tensor) -> Tensor:
+        """Logarithms of the hazards (M, P, K)."""
+        asked_MPD = self.pieces(self.norm(hidden_MD)).unflatten(1, (len(self.edge_P), -1))
+        return asked_MPD @ table_KD.T + level_KP.T
+
+    def exposure(self, days_X: Tensor) -> Tensor:
+        """Days spent in each piece by the time ``days_X``, (P, ...)."""
+        length_P = torch.diff(self.edge_P, append=self.edge_P.new_tensor([torch.inf]))
+        shape = (-1, *[1] * days_X.dim())
+        inside = (days_X - self.edge_P.view(shape)).clamp(min=0)
+        return torch.minimum(inside, length_P.view(shape))
+
+    def risk(
+        self,
+        hidden_BD: Tensor,
+        table_KD: Tensor,
+        codes_K: Tensor,
+        *,
+        since_B: Tensor,
+        gap: float,
+        window: float,
+    ) -> Tensor:
+        """Log-odds (B,) that one of the codes comes for the first time in (gap, gap + window] days.
+
+        ``hidden_BD`` is of the last moment, ``since_B`` days ago; the codes have not come by now.
+        Their hazards are added up, as if no two were written of one disease.
+        """
+        log_BPK = self.logs(hidden_BD, table_KD[codes_K], self.level_CP[codes_K])
+        hazard_PB = log_BPK.logsumexp(2).exp().T
+        now_B, from_B, to_B = (
+            (hazard_PB * self.exposure(since_B + days)).sum(0) for days in (0.0, gap, gap + window)
+        )
+        log_risk_B = now_B - from_B + torch.log(-torch.expm1(from_B - to_B))
+        return log_risk_B - torch.log1p(-log_risk_B.exp().clamp(max=1 - 1e-6))
+
+
+class Future(NamedTuple):
+    """What follows each moment: ``place_M`` its token; ``left_M`` days that it is observed yet;
+    ``wait_MK`` days until each code first comes, infinite if it does not, and not above 0 if it has
+    been there; ``code_K`` the codes asked for, ``share_K`` the chance of each to be asked for."""
+
+    place_M: Tensor
+    left_M: Tensor
+    wait_MK: Tensor
+    code_K: Tensor
+    share_K: Tensor
+
+
+class TimeToEvent(nn.Module):
+    """How soon does each new code come? Asked at every moment, or ``moments`` times a subject.
+
+    The encoder has a layer ``hazards``, and looks at nothing that comes later. ``sampled``: about
+    so many codes stand for the vocabulary in training; null: all do. A subject is observed up to
+    ``Batch.end_B``, or its last code. Metric: ``time_to_event``, the loss, is the negative
+    log-likelihood of when all codes came first (nats a moment).
+    """
+
+    share_C: Tensor
+    frequency_C: Tensor
+
+    def __init__(
+        self,
+        *,
+        vocabulary_size: int,
+        hidden: int,
+        counts: Tensor | np.ndarray | Sequence[int],
+        moments: int | None = None,
+        sampled: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.moments, self.seed = moments, seed
+        counts_C = torch.as_tensor(counts).to(torch.float32)
+        known_C = torch.arange(vocabulary_size) >= SPECIALS
+        frequency_C = (counts_C + 1) / (counts_C[known_C] + 1).sum()
+        share_C = known_C.to(torch.float32)
+        if sampled is not None and 0 < sampled < vocabulary_size - SPECIALS:
+            share_C *= sample_shares(counts_C, sampled)
+        self.register_buffer("frequency_C", frequency_C, persistent=False)
+        self.register_buffer("share_C", share_C, persistent=False)
+
+    @torch.no_grad()
+    def start(self, encoder: Any) -> None:
+        """Levels of a new encoder: all codes as frequent as in training, at any time."""
+        levels_C1 = torch.log(self.frequency_C * NEW_CODES_A_DAY)[:, None]
+        encoder.hazards.level_CP.copy_(levels_C1.expand_as(encoder.hazards.level_CP))
+
+    def corrupt(self, batch: Batch) -> tuple[Batch, Future]:
+        """The batch as it is, and what is to be foretold; terms that hide codes come after."""
+        seed = int(torch.randint(DRAWS // 8, ())) if self.training else self.seed
+        clock_T, subject_T = clock(batch), batch.subject_T
+        code_K, share_K = self._asked(seed)
+        column_C = torch.full_like(self.share_C, -1, dtype=torch.int64)
+        column_C[code_K] = torch.arange(len(code_K), device=column_C.device)
+        column_T = column_C[batch.tokens_T]
+        told_T = column_T >= 0
+        first_BK = clock_T.new_full((len(batch.rows_B), len(code_K)), torch.inf)
+        where_T = (subject_T * len(code_K) + column_T)[told_T]
+        known_T = torch.nan_to_num(clock_T, nan=-torch.inf)
+        first_BK.view(-1).scatter_reduce_(0, where_T, known_T[told_T], "amin")
+
+        ends_T = torch.ones_like(told_T)
+        ends_T[:-1] = (clock_T[1:] != clock_T[:-1]) | (subject_T[1:] != subject_T[:-1])
+        place_M = (ends_T & ~clock_T.isnan()).nonzero().squeeze(1)
+        end_B = batch.end_B
+        if end_B is None:
+            end_B = torch.full_like(first_BK[:, 0], -torch.inf)
+            end_B = end_B.scatter_reduce(0, subject_T, known_T, "amax")
+        subject_M = subject_T[place_M]
+        left_M = end_B[subject_M] - clock_T[place_M]
+        kept_M = left_M > 0
+        if self.moments is not None:
+            rows_M, position_M = batch.rows_B[subject_M], batch.position_T[place_M]
+            draw_M = fixed_draws(rows_M, position_M, seed=seed, stream=STREAM) / DRAWS
+            number_B = torch.bincount(subject_M, minlength=len(batch.rows_B))
+            kept_M &= draw_M * number_B[subject_M] < self.moments
+        place_M, subject_M = place_M[kept_M], subject_M[kept_M]
+        wait_MK = first_BK[subject_M] - clock_T[place_M, None]
+        return batch, Future(place_M, left_M[kept_M], wait_MK, code_K, share_K)
+
+    def _asked(self, seed: int) -> tuple[Tensor, Tensor]:
+        """Codes, and the chance of each to be asked for: all of them but in training."""
+        if not self.training:
+            code_K = self.share_C.nonzero().squeeze(1)
+            return code_K, torch.ones_like(self.share_C[code_K])
+        code_C = torch.arange(len(self.share_C), device=self.share_C.device)
+        nowhere_C = torch.full_like(code_C, -1)  # no position: the draws are no moment's
+        draw_C = fixed_draws(code_C, nowhere_C, seed=seed, stream=STREAM) / DRAWS
+        code_K = (draw_C < self.share_C).nonzero().squeeze(1)
+        return code_K, self.share_C[code_K]
+
+    def loss(self, encoder: Any, hidden_TD: Tensor, batch: Batch, target: Future) -> LossOutput:
+        hazards: Hazards = encoder.hazards
+        hidden_MD = hidden_TD.index_select(0, target.place_M)
+        levels_KP = hazards.level_CP[target.code_K]
+        log_MPK = hazards.logs(hidden_MD, encoder.codes(target.code_K), levels_KP)
+        wait_MK, left_M1 = target.wait_MK, target.left_M[:, None]
+        time_MK = torch.minimum(wait_MK, left_M1).clamp(min=0)
+        expected_K = (log_MPK.exp() * hazards.exposure(time_MK).transpose(0, 1)).sum((0, 1))
+        m, k = ((wait_MK > 0) & (wait_MK <= left_M1)).nonzero(as_tuple=True)
+        piece = torch.bucketize(time_MK[m, k], hazards.edge_P[1:])
+        found = log_MPK[m, piece, k] / target.share_K[k]
+        moments = divisor(len(hidden_MD), training=self.training, device=hidden_TD.device)
+        loss = ((expected_K / target.share_K).sum() - found.sum()) / moments
+        return LossOutput(loss, {"time_to_event": loss.detach()} if len(hidden_MD) else {})
+
+
+def clock(batch: Batch) -> Tensor:
+    """(T,) days since birth; NaN for static codes. Where no age of a subject is known, its visits
+    are a day apart, and codes outside them have no time."""
+    dated_B = torch.zeros_like(batch.rows_B, dtype=torch.bool)
+    dated_B[batch.subject_T[~batch.age_T.isnan()]] = True
+    visit_T = batch.visit_T.to(batch.age_T.dtype).masked_fill(batch.visit_T == 0, torch.nan)
+    return torch.where(dated_B[batch.subject_T], batch.age_T, visit_T)
+
+
+def foretell(encoder: Any, batch: Batch, *, tokens: Tensor, gap: float, window: float) -> Tensor:
+    """``Hazards.risk`` of ``tokens`` for each subject, as of the end of its history: (B,)."""
+    hidden_TD, clock_T = encoder(batch), clock(batch)
+    filled_B = batch.lengths_B > 0
+    last_F = batch.offsets_B1[1:][filled_B] - 1
+    hidden_BD = hidden_TD.new_zeros(len(filled_B), hidden_TD.shape[1])
+    hidden_BD[filled_B] = hidden_TD[last_F]
+    since_B = torch.zeros_like(hidden_BD[:, 0])
+    if batch.end_B is not None:  # a static code has no time
+        since_B[filled_B] = torch.nan_to_num(batch.end_B[filled_B] - clock_T[last_F])
+    return encoder.hazards.risk(
+        hidden_BD,
+        encoder.codes.weight,
+        tokens.to(hidden_TD.device),
+        since_B=since_B.clamp(min=0),
+        gap=gap,
+        window=window,
+    )
