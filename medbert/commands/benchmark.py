@@ -83,9 +83,9 @@ def benchmark(
     how = optimizer, trainer, freeze, max_tokens, batch_tokens, patience, seed
     recipes = {name: Recipe(head, *how) for name, head in heads.items()}
     trained = encoder_arms(records, recipes, encoder_dir, encoder, encoders, untrained, settings)
-    outcome = getattr(task, "outcome", None)
-    from_encoders = beside_counts(trained, [*baseline.values()], of_outcome(outcome, records))
-    arms = [*from_encoders, *map(BaselineArm, baseline.values())]
+    outcome, on_counts = getattr(task, "outcome", None), [*baseline.values()]
+    arms = beside_counts(trained, on_counts, of_outcome(outcome, records))
+    arms += map(BaselineArm, on_counts)
     cohort = task.build(records)
     whole = trials.whole(records, cohort, window_days, outcome=outcome, seed=seed)
     asked = Asked(
@@ -96,9 +96,8 @@ def benchmark(
         trials.later(whole, task, out_of_time),
         trials.again(whole, seeds),
     )
-    found = look_for_leaks(
-        asked.whole, task, encoder_dir, encoders, allow=allow, min_count=min_count
-    )
+    who = asked.whole, task, encoder_dir, encoders
+    found = look_for_leaks(*who, allow=allow, min_count=min_count)
     with artefact(out, overwrite=overwrite, settings=settings, resumable=True) as folder:
         judge = Judge(arms, settings["task"], seed, n_bootstrap, min_count)
         answers = train_all(asked, arms, judge.core, folder / KEPT)

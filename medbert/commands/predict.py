@@ -21,6 +21,12 @@ from medbert.schema import BOOLEAN_VALUE, DECISION, PROBABILITY, Batch, InputErr
 
 log = logging.getLogger(__name__)
 
+_FIELDS = (
+    pa.field(BOOLEAN_VALUE, pa.bool_()),
+    pa.field(DECISION, pa.bool_()),
+    pa.field(PROBABILITY, pa.float64()),
+)
+
 
 def predict(
     *,
@@ -83,11 +89,7 @@ def predict(
             folder / "predictions.parquet",
             function=logits,
             columns=columns,
-            fields=[
-                pa.field(BOOLEAN_VALUE, pa.bool_()),
-                pa.field(DECISION, pa.bool_()),
-                pa.field(PROBABILITY, pa.float64()),
-            ],
+            fields=_FIELDS,
         )
     log.info("made %s; open %s", out, Path(out) / "predictions.parquet")
     return Path(out)
