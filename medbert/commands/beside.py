@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -15,15 +16,17 @@ from scipy.special import expit, logit
 from medbert.commands.arms import Arm, EncoderArm, Frame, Trained, Trial
 from medbert.commands.questions import Question, ask, of_outcome
 from medbert.evaluate.baselines import AgeSexBaseline, LightGBMBaseline, LogisticBaseline
-from medbert.evaluate.benefit import recalibrate
+from medbert.evaluate.benefit import Recalibration, recalibrate
 from medbert.evaluate.metrics import auroc
 from medbert.model.heads import FrozenLogistic
+from medbert.schema import InputError
 
 Baseline = LogisticBaseline | LightGBMBaseline
 Where = Mapping[str, tuple[Frame, np.ndarray]]  # places in a frame, by name
 
 TINY = 1e-9  # probabilities are kept so far from 0 and 1
 FOLDS = 5
+ENOUGH = 20  # rows with the outcome, and without, for a slope
 
 
 class Answering(Protocol):
@@ -175,8 +178,18 @@ class BesideArm:
             for name, features in given.items():
                 parts[name].append(logit(np.clip(fitted.predict_proba(features), TINY, 1 - TINY)))
         mean = {name: expit(np.mean(part, axis=0)) for name, part in parts.items()}
-        on_tuning = float(auroc(labels[trial.tuning], mean["tuning"]))
-        return on_tuning, {name: mean[name] for name in trial.judged}, {"chosen": chosen}
+        tuning = labels[trial.tuning], mean["tuning"]
+        spread = _calibration(*tuning)
+        found = {name: spread(mean[name]) for name in trial.judged}
+        return float(auroc(*tuning)), found, {"chosen": chosen}
+
+
+def _calibration(labels: np.ndarray, probabilities: np.ndarray) -> Recalibration:
+    """A mean of log-odds is too narrow: stretched on tuning rows, where there are enough."""
+    if min(labels.sum(), (~labels).sum()) >= ENOUGH:
+        with suppress(InputError):
+            return recalibrate(labels, probabilities)
+    return recalibrate(labels, probabilities, slope=False)
 
 
 def beside_counts(
