@@ -15,8 +15,9 @@ from scipy.special import expit
 import medbert
 from medbert import InputError, Store
 from medbert.commands import trials
-from medbert.commands.arms import BaselineArm
-from medbert.commands.beside import QueryArm
+from medbert.commands.arms import BaselineArm, EncoderArm
+from medbert.commands.beside import FrozenAnswer, QueryArm
+from medbert.commands.classifier import Recipe
 from medbert.commands.questions import of_outcome
 from medbert.commands.trainings import Answer, best_of_families, standard_error
 from medbert.data.cohorts import BeforeVisits, Landmarks
@@ -24,6 +25,7 @@ from medbert.data.outcomes import CodeAtNextVisit, CodeWithin, LongStay
 from medbert.data.tasks import Task
 from medbert.evaluate.metrics import auroc
 from medbert.model.checkpoint import load_module
+from medbert.model.heads import FrozenLogistic
 from medbert.schema import DAY_US, HELD_OUT
 
 QUICK = {
@@ -363,3 +365,21 @@ def test_what_cannot_be_asked_is_refused_with_the_cure(whole, made, tmp_path):
     medbert.prepare(*words, out=tmp_path / "other")
     with pytest.raises(InputError, match="another vocabulary than"):
         trials.elsewhere(whole, DEATHS, str(tmp_path / "other"))
+
+
+def test_answers_of_training_rows_come_from_folds_that_have_not_seen_them(made):
+    records = Store(made / "store")
+    cohort = DEATHS.build(records)
+    chance = np.random.default_rng(0).random(len(cohort.rows)) < 0.3
+    trial = trials.whole(
+        records, cohort._replace(labels=chance), [], outcome=DEATHS.outcome, seed=0
+    )
+    encoder = load_module(made / "encoder", "encoder")
+    recipe = Recipe(FrozenLogistic, None, None, True, 64, 4096, 1, 0)  # type: ignore[arg-type]
+    arm = EncoderArm("any", "frozen", lambda seed: encoder, "weights", recipe, None)
+    at = trial.frame, trial.train[:400]
+    trial = trial._replace(train=at[1])
+    answers = FrozenAnswer(arm).answers(trial, {"train": at, "same rows, not as train": at})
+    labels = trial.frame.rows.labels[trial.train]
+    told = {name: auroc(labels, expit(value)) for name, value in answers.items()}
+    assert told["train"] < 0.6 < told["same rows, not as train"]
