@@ -208,7 +208,8 @@ def beside_counts(
         if question and getattr(model, "hazards", None) is not None:
             made, sizes = heads[0], heads[0].recipe
             query = QueryArm(family, made.make, made.weights, sizes.max_tokens, sizes.batch_tokens)
-            found += [BesideArm(query, "query", on_codes), query]
+            found.append(BesideArm(query, "query", on_codes))
+            found += [query] if made.weights is not None else []  # untrained, it says nothing
         elif frozen:
             found.append(BesideArm(FrozenAnswer(frozen[0]), "frozen", on_codes))
         found += heads

@@ -57,7 +57,7 @@ FACTS = {
     "models": "heads on encoders, logistic regression and boosted trees; settings chosen by AUROC "
     "on tuning, judged once on held_out",
     "class imbalance": "no resampling, no weights",
-    "updating": "none",
+    "updating": "answers beside counts are recalibrated on tuning; nothing else",
     "sample size": "all eligible rows",
 }
 

@@ -230,10 +230,15 @@ def interval(found: Interval | None, *, digits: int = 3, scale: float = 1) -> st
     if found is None or math.isnan(found.value):
         return "–" if found is None else "not estimable"
     value, low, high = (
-        "?" if math.isnan(number) else f"{scale * number:z.{digits}f}".replace("-", "−")
+        "?" if math.isnan(number) else _plain(scale * number, digits)
         for number in (found.value, found.low, found.high)
     )
     return f"{value}\n({low} to {high})"
+
+
+def _plain(number: float, digits: int) -> str:
+    form = f"z.{digits}f" if abs(number) < 1e6 else ".1e"
+    return f"{number:{form}}".replace("-", "−")
 
 
 def spoken(found: Interval) -> str:
