@@ -122,9 +122,11 @@ def _verb_help(verb: str, words: list[str]) -> str:
     if words:
         return "\n".join([*lines, "", _composed(verb, words)])
     choices, _, settings = text.rpartition("_target_: ")
-    for group in re.findall(r"^  - (\w+): *(\S+)", choices, flags=re.MULTILINE):
-        lines += ["", f"{group[0]}=  (default: {group[1]})".replace("  (default: ???)", "")]
-        files = [f for f in (conf / group[0]).iterdir() if f.name.endswith(".yaml")]
+    chosen = re.findall(r"^  - (\w+)(?:@\S+)?: *(\S+)", choices, flags=re.MULTILINE)
+    for group in dict.fromkeys(name for name, _ in chosen):
+        default = ", ".join(choice for name, choice in chosen if name == group)
+        lines += ["", f"{group}=  (default: {default})".replace("  (default: ???)", "")]
+        files = [f for f in (conf / group).iterdir() if f.name.endswith(".yaml")]
         texts = {f.name.removesuffix(".yaml"): f.read_text(encoding="utf-8") for f in files}
         width = max(map(len, texts))
         lines += [f"    {name:<{width}}  {_about(text)}" for name, text in sorted(texts.items())]
