@@ -254,8 +254,10 @@ def test_what_an_encoder_foretells_is_an_arm_alone_and_beside_counts(made, foret
     study = benchmark(made, tmp_path / "report", task="dhf", **landmarks, **few)
     listed = {*values(study.results), *study.settings["best head on tuning"].values()}
     for family in ("Med-BERT, pretrained", "Med-BERT, untrained"):
-        kinds = ("query, no labels", "query beside counts", "frozen logistic")
+        kinds = ("query beside counts", "frozen logistic")
         assert {f"{family} ({kind})" for kind in kinds} <= listed
+    assert "Med-BERT, pretrained (query, no labels)" in listed
+    assert "Med-BERT, untrained (query, no labels)" not in listed  # it would say nothing
     assert not any("frozen beside" in name for name in listed)
 
 
