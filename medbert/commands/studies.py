@@ -48,6 +48,10 @@ ERA = (
     "Out of time holds for what was trained on labels: the encoders were pretrained on whole "
     "records of the training subjects, those after the date too."
 )
+QUERY = (
+    "No labels means no labels of this task: the encoder that is asked has read the codes of the "
+    "outcome in the records of all training subjects, labelled or not, in the cohort or not."
+)
 SEEDS = "Seeds are those of the training on labels: no encoder was pretrained again."
 FACTS = {
     "missing data": "a code that was not recorded counts as absent; unknown age or sex: the "
@@ -115,6 +119,7 @@ class Judge:
                 *([GAPS] if asked.gaps else []),
                 *([ERA] if asked.later else []),
                 *([SEEDS] if asked.again else []),
+                *([QUERY] if any("query" in name for name in mine) else []),
             ],
             facts=FACTS,
             timing=_timing(answers),
