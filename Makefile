@@ -2,9 +2,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 DEMO := demo
+SHIPPED := $(DEMO)/shipped
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check clean
+.PHONY: help install demo encoder test check clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -24,6 +25,12 @@ demo: .venv/installed ## invent 50,000 lives, pretrain, predict heart failure in
 	$(BIN)/medbert finetune store=$(DEMO)/store encoder_dir=$(DEMO)/encoder task=dhf head=frozen_logistic out=$(DEMO)/run overwrite=true
 	$(BIN)/medbert evaluate run=$(DEMO)/run out=$(DEMO)/report overwrite=true
 	@echo "The report: $(CURDIR)/$(DEMO)/report/report.html"
+
+encoder: .venv/installed ## train the small encoder that is shipped, on an invented cohort (minutes)
+	$(BIN)/medbert synthesize n_subjects=100000 seed=31 out=$(SHIPPED)/events overwrite=true
+	$(BIN)/medbert prepare source=meds source.path=$(SHIPPED)/events out=$(SHIPPED)/store overwrite=true
+	$(BIN)/medbert pretrain store=$(SHIPPED)/store experiment=foretell out=$(SHIPPED)/encoder overwrite=true
+	$(BIN)/python -c "import medbert; medbert.Encoder.from_pretrained('$(SHIPPED)/encoder').save_pretrained('data_synthetic/encoder', overwrite=True)"
 
 test: .venv/installed ## run the tests
 	$(BIN)/python -m pytest

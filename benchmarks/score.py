@@ -154,7 +154,8 @@ def _bert(folder: Path, data: Any, job: str, budget: int) -> Callable[[], Any]:
     import torch
     from transformers import BertConfig, BertModel
 
-    from medbert.model.checkpoint import load_module, to_hugging_face
+    from medbert.model.checkpoint import load_module
+    from medbert.model.convert import to_hugging_face
 
     encoder: Any = load_module(folder / "encoder", "encoder")
     config = BertConfig(

@@ -19,26 +19,46 @@ import medbert.evaluate
 from medbert.commands import VERBS, call
 
 _HOMES = {
+    "Encoder": "medbert.library.encoder",
+    "Inside": "medbert.library.inside",
     "InputError": "medbert.schema",
+    "MedBertClassifier": "medbert.library.estimators",
+    "MedBertEmbedder": "medbert.library.estimators",
     "Store": "medbert.data.store",
     "Unfinished": "medbert.schema",
+    "load_synthetic": "medbert.library.samples",
+    "nearest_codes": "medbert.library.code_table",
+    "plot_codes": "medbert.library.code_table",
 }
 
 __all__ = [
+    "Encoder",
     "InputError",
+    "Inside",
+    "MedBertClassifier",
+    "MedBertEmbedder",
     "Store",
     "Unfinished",
+    "audit",
+    "audit_plant",
     "benchmark",
+    "convert",
+    "deidentify",
     "embed",
     "evaluate",
     "finetune",
     "inspect",
     "lint",
+    "load_synthetic",
+    "nearest_codes",
     "plan",
+    "plot_codes",
     "predict",
     "prepare",
     "pretrain",
+    "score_deid",
     "synthesize",
+    "train_detector",
     "vocabulary_extend",
 ]
 

@@ -299,6 +299,15 @@ class LossOutput(NamedTuple):
     metrics: dict[str, Tensor]
 
 
+class Span(NamedTuple):
+    """Characters ``start:end`` of a text that are PHI; all that finding and removing share."""
+
+    start: int
+    end: int
+    label: str
+    score: float = 1.0
+
+
 class Source(Protocol):
     """Reads one format; ends at the event and visit tables."""
 

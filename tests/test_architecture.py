@@ -35,6 +35,8 @@ def test_rooms_import_the_schema_and_themselves_only(file):
         assert not inside
     if place in ROOMS:
         assert inside <= {"schema", place}
+    if place not in ("__init__", "library"):
+        assert "library" not in inside, "the library is a hallway: only the top imports it"
     assert not any(name == "lightning" or name.startswith("lightning.") for name in names)
 
 
@@ -64,8 +66,9 @@ def test_every_argument_is_typed_and_nothing_is_printed_or_unpickled():
             assert "pickle" not in set(imported(ast.parse(file.read_text(encoding="utf-8")))), file
 
 
-LEAVES = ("data/sources", "data/synthetic", "data/card", "evaluate/card")
-"""What nobody has to read who does not read that format, simulate, or draw that card."""
+LEAVES = ("data/sources", "data/synthetic", "data/card", "evaluate/card", "text", "library")
+"""What nobody has to read who does not read that format, simulate, draw that card, de-identify
+notes, or use the library from a notebook."""
 
 
 def test_the_house_stays_small():
@@ -73,12 +76,13 @@ def test_the_house_stays_small():
 
     The core is larger: exact resuming, several devices, the fast paths, two encoders and the plan
     of a run took 2,600 lines; conditions, outcomes, the linter and the statistics 2,500; the
-    benchmark, its report and the foretelling of codes another 2,600.
+    benchmark, its report and the foretelling of codes 2,600; the audit and private training 1,000;
+    conversion to other formats 600; the verbs of de-identification 800.
     """
     lines = {f.relative_to(PACKAGE).as_posix(): f.read_text("utf-8").count("\n") for f in FILES}
     core = sum(n for name, n in lines.items() if not name.startswith(LEAVES))
     if core > 7_000:
         warnings.warn(f"the core has {core} lines; the guide is 7,000", stacklevel=1)
-    assert core <= 16_300 and sum(lines.values()) <= 21_100
-    assert len(list((ROOT / "conf").rglob("*.yaml"))) <= 66
+    assert core <= 19_300 and sum(lines.values()) <= 30_300
+    assert len(list((ROOT / "conf").rglob("*.yaml"))) <= 80
     assert not [f for f in FILES if f.stem in ("utils", "helpers", "common", "misc")]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from importlib import import_module
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_module
+from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from medbert.commands import VERBS
@@ -22,9 +23,12 @@ VERB_OF_GROUP = {
     "objective": "pretrain",
     "optimizer": "pretrain",
     "trainer": "pretrain",
+    "privacy": "pretrain",
     "task": "finetune",
     "head": "finetune",
     "baseline": "evaluate",
+    "detector": "deidentify",
+    "operators": "deidentify",
 }
 CHOICES = sorted(
     (f.parent.name, f.stem) for group in VERB_OF_GROUP for f in CONF.glob(f"{group}/*.yaml")
@@ -49,11 +53,11 @@ def check_targets(node: Any, at: str = "") -> None:
         check_targets(node._get_node(key), f"{at}.{key}")
     if "_target_" not in node:
         return
-    module, _, name = node["_target_"].rpartition(".")
-    parameters = inspect.signature(getattr(import_module(module), name)).parameters
+    parameters = inspect.signature(get_object(node["_target_"])).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
-    unknown = {str(k) for k in node if not str(k).startswith("_")} - set(parameters)
+    words = {f"{k}_" if iskeyword(k) else k for k in map(str, node) if not k.startswith("_")}
+    unknown = words - set(parameters)
     assert not unknown, f"{at}: {node['_target_']} has no argument {sorted(unknown)}"
 
 

@@ -18,6 +18,7 @@ def test_a_command_runs_from_the_installed_wheel(tmp_path):
     site = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
+    assert (site / "medbert" / "data_synthetic" / "meds" / "metadata" / "dataset.json").is_file()
     program = (
         f"import sys; sys.path.insert(0, {str(site)!r}); import medbert;"
         f"assert medbert.__file__.startswith({str(site)!r}), medbert.__file__;"

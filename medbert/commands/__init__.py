@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from keyword import iskeyword
+from threading import Lock
 from typing import Any
 
 VERBS = {
@@ -14,12 +16,19 @@ VERBS = {
     "embed": "one vector per subject, or per row of a cohort, from an encoder",
     "vocabulary_extend": "give an encoder the codes of another site",
     "lint": "leaks in a task's cohort: codes of the future, copies, an encoder that has seen them",
+    "convert": "an encoder to Hugging Face or ONNX; a BertModel or Med-BERT's own to an encoder",
     "finetune": "train a disease-prediction head on an encoder; predict held-out subjects",
     "predict": "what a run, or an encoder asked for a code, says of any rows",
     "benchmark": "a store and a task to a report: curves, sweeps, other times and places",
+    "audit_plant": "a copy of a store with made-up subjects in it: does an encoder memorise them?",
+    "audit": "may an encoder leave the hospital? membership, canaries, identifiers; a verdict",
+    "deidentify": "notes without the PHI that rules, word lists and detectors find in them",
+    "train_detector": "a detector of PHI from annotated notes, with a recall that is asked for",
+    "score_deid": "what was found in notes beside their gold: leaks, recall, what was lost",
     "evaluate": "compare a run with tuned baselines; write the AUC report",
 }
 
+_ONE = Lock()  # Hydra's state is the whole process's
 _PLAIN = re.compile(r"[\w./+-]*|\[[\w./+,-]*\]")
 
 
@@ -31,11 +40,17 @@ def call(verb: str, *overrides: str, **settings: Any) -> Any:
 
         medbert.pretrain(store="store/", encoder="tiny", trainer={"max_epochs": 3}, out="encoder/")
     """
+    return run(verb, composed(verb, *overrides, **settings))
+
+
+def composed(verb: str, *overrides: str, **settings: Any) -> Any:
+    """The configuration (a DictConfig) that ``call`` would run the verb with; Hydra's own state is
+    left as it was, and threads take turns."""
     from hydra import compose, initialize_config_module
 
     words = [*overrides, *_words(settings)]
-    with initialize_config_module(config_module="medbert.conf", version_base="1.3"):
-        return run(verb, compose(verb, overrides=words))
+    with _ONE, initialize_config_module(config_module="medbert.conf", version_base="1.3"):
+        return compose(verb, overrides=words)
 
 
 def run(verb: str, config: Any) -> Any:
@@ -56,7 +71,9 @@ def run(verb: str, config: Any) -> Any:
         if isinstance(error.__cause__, InputError):  # its words are the user's, Hydra's are not
             raise error.__cause__ from None
         raise
-    return call_verb(settings=settings)
+    # A setting that is a word of Python (in) is an argument with a line after it (in_).
+    arguments = {f"{k}_" if iskeyword(k) else k: v for k, v in call_verb.keywords.items()}
+    return call_verb.func(**arguments, settings=settings)
 
 
 def _words(settings: dict[str, Any], prefix: str = "") -> list[str]:
@@ -65,7 +82,7 @@ def _words(settings: dict[str, Any], prefix: str = "") -> list[str]:
         if isinstance(value, dict):
             words += _words(value, f"{prefix}{name}.")
         else:
-            words.append(f"{prefix}{name}={_literal(value)}")
+            words.append(f"{prefix}{name.removesuffix('_')}={_literal(value)}")
     return words
 
 

@@ -23,6 +23,7 @@ import torch
 from medbert.commands.building import load_encoder
 from medbert.commands.classifier import Recipe, Rows, frozen, predict, sequences, train_classifier
 from medbert.commands.judging import features
+from medbert.commands.questions import Question, of_outcome, told
 from medbert.commands.reporting import PRETRAINED, UNTRAINED
 from medbert.data.batches import Sequences
 from medbert.data.counts import Counts, count_codes
@@ -175,8 +176,9 @@ class EncoderArm:
         return [self.family, self.head, self.weights, self.settings]
 
     def train(self, trial: Trial, folder: Path) -> Trained:
-        recipe = self.recipe._replace(seed=trial.seed)
         model = self.make(trial.seed)
+        question = of_outcome(trial.frame.outcome, trial.frame.records)
+        recipe = self.posed(model, question)._replace(seed=trial.seed)
         classifier = recipe.head(hidden=model.hidden)
         if isinstance(classifier, FrozenLogistic):
             return self._frozen(trial, model, classifier)
@@ -194,6 +196,11 @@ class EncoderArm:
             for name, (judged, places) in trial.judged.items()
         }
         return metrics["tuning/auroc"], probabilities, metrics
+
+    def posed(self, model: Any, question: Question | None) -> Recipe:
+        """The recipe, its head told the question if it takes one; InputError where it cannot be."""
+        head = self.recipe.head
+        return self.recipe._replace(head=partial(head, **told(head, model, question)))
 
     def pooled(
         self,

@@ -27,11 +27,15 @@ Where = Mapping[str, tuple[Frame, np.ndarray]]  # places in a frame, by name
 TINY = 1e-9  # probabilities are kept so far from 0 and 1
 FOLDS = 5
 ENOUGH = 20  # rows with the outcome, and without, for a slope
+WORTH = 100  # an answer without labels counts as much as so many labelled rows with the outcome
 
 
 class Answering(Protocol):
     """Log-odds of the outcome, from an encoder alone; those of training rows come from a model
-    that has not seen their subjects' labels."""
+    that has not seen their subjects' labels. ``worth``: see ``BesideArm``."""
+
+    @property
+    def worth(self) -> float | None: ...
 
     @property
     def family(self) -> str: ...
@@ -51,6 +55,7 @@ class QueryArm:
     weights: str | None
     max_tokens: int
     batch_tokens: int
+    worth: float | None = WORTH
 
     @property
     def name(self) -> str:
@@ -93,6 +98,7 @@ class FrozenAnswer:
     """A logistic regression on the pooled outputs of a frozen encoder, for any task."""
 
     arm: EncoderArm
+    worth: float | None = None
 
     @property
     def family(self) -> str:
@@ -132,9 +138,12 @@ class FrozenAnswer:
 
 @dataclass(frozen=True)
 class BesideArm:
-    """The mean, on the log-odds scale, of an encoder's answer and of baselines that see it beside
-    their counts. Nothing is chosen by label between the three, so that it holds from few labels to
-    many."""
+    """The mean, on the log-odds scale, of an encoder's answer and of baselines on counts.
+
+    Nothing is chosen by label between them, so that it holds from few labels to many. An answer
+    without labels that is ``worth`` n has the weight n / (n + P) where P training rows have the
+    outcome. One that was learned from labels (None) is one among equals, and the baselines see it.
+    """
 
     answering: Answering
     kind: str
@@ -150,7 +159,8 @@ class BesideArm:
 
     @property
     def identity(self) -> Any:
-        return [self.name, self.answering.identity, [repr(each) for each in self.baselines]]
+        made = self.answering
+        return [self.name, made.worth, made.identity, [repr(each) for each in self.baselines]]
 
     def train(self, trial: Trial, folder: Path) -> Trained:
         labels = trial.frame.rows.labels
@@ -159,11 +169,14 @@ class BesideArm:
         answers = self.answering.answers(trial, where)
         put_right = recalibrate(labels[trial.train], expit(answers["train"]), slope=False)
         parts = {name: [logit(put_right(expit(answers[name])))] for name in where}
-        seen = {name: frame.features.at(places) for name, (frame, places) in where.items()}
-        given = {
-            name: each._replace(dense=np.column_stack([each.dense, answers[name]]))
-            for name, each in seen.items()
-        }
+        given = {name: frame.features.at(places) for name, (frame, places) in where.items()}
+        weights, worth = [1.0] * (1 + len(self.baselines)), self.answering.worth
+        if worth is None:
+            for name, counts in given.items():
+                seen = np.column_stack([counts.dense, answers[name]])
+                given[name] = counts._replace(dense=seen)
+        else:
+            weights[0] = worth / labels[trial.train].sum() * len(self.baselines)
         chosen = {}
         for each in self.baselines:
             fitted = each.fit(
@@ -177,7 +190,7 @@ class BesideArm:
             chosen[each.name] = asdict(fitted.search)["chosen"]
             for name, features in given.items():
                 parts[name].append(logit(np.clip(fitted.predict_proba(features), TINY, 1 - TINY)))
-        mean = {name: expit(np.mean(part, axis=0)) for name, part in parts.items()}
+        mean = {n: expit(np.average(part, axis=0, weights=weights)) for n, part in parts.items()}
         tuning = labels[trial.tuning], mean["tuning"]
         spread = _calibration(*tuning)
         found = {name: spread(mean[name]) for name in trial.judged}
@@ -202,14 +215,13 @@ def beside_counts(
     for family in dict.fromkeys(arm.family for arm in arms):
         heads = [arm for arm in arms if arm.family == family]
         model = heads[0].make(0)
-        frozen = [
-            a for a in heads if isinstance(a.recipe.head(hidden=model.hidden), FrozenLogistic)
-        ]
-        if question and getattr(model, "hazards", None) is not None:
-            made, sizes = heads[0], heads[0].recipe
+        posed = [arm.posed(model, question).head(hidden=model.hidden) for arm in heads]
+        frozen = [a for a, h in zip(heads, posed, strict=True) if isinstance(h, FrozenLogistic)]
+        made, sizes = heads[0], heads[0].recipe
+        foretells = made.weights is not None and getattr(model, "hazards", None) is not None
+        if question and foretells:  # untrained, it has nothing to say
             query = QueryArm(family, made.make, made.weights, sizes.max_tokens, sizes.batch_tokens)
-            found.append(BesideArm(query, "query", on_codes))
-            found += [query] if made.weights is not None else []  # untrained, it says nothing
+            found += [BesideArm(query, "query", on_codes), query]
         elif frozen:
             found.append(BesideArm(FrozenAnswer(frozen[0]), "frozen", on_codes))
         found += heads

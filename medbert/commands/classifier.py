@@ -38,6 +38,7 @@ class Recipe(NamedTuple):
     batch_tokens: int
     patience: int
     seed: int
+    device: str = "auto"
 
 
 def by_split(records: Store, cohort: Cohort) -> dict[str, Rows]:
@@ -67,7 +68,7 @@ def train_classifier(
 ) -> tuple[Any, dict[str, float]]:
     """Trains a head (and, unless frozen, ``model`` in place) on train, choosing on tuning."""
     torch.manual_seed(recipe.seed)
-    classifier = recipe.head(hidden=model.hidden)
+    classifier: Any = recipe.head(hidden=model.hidden)
     data = {split: sequences(records, splits[split], recipe) for split in (TRAIN, TUNING)}
     if isinstance(classifier, FrozenLogistic):
         features = [frozen(part, model, classifier, recipe) for part in data.values()]
@@ -90,13 +91,14 @@ def train_classifier(
         mode="max",
         patience=recipe.patience,
         resumable=False,
+        from_start=classifier.starts,
     )
     return classifier, metrics
 
 
 def frozen(data: Sequences, model: Any, classifier: FrozenLogistic, recipe: Recipe) -> torch.Tensor:
     """What a frozen encoder gives the head for each row, (N, K)."""
-    device = place()
+    device = place(recipe.device)
     model.to(device)
     batches = loader(data, budget=recipe.batch_tokens)
     return score(lambda batch: classifier.features(model, batch), batches, device=device)
@@ -110,7 +112,7 @@ def predict(
     recipe: Recipe,
 ) -> np.ndarray:
     """Probability of the outcome for each row."""
-    device = place()
+    device = place(recipe.device)
     model.to(device).eval()
     classifier.to(device).eval()
     data = loader(sequences(records, rows, recipe), budget=recipe.batch_tokens)

@@ -88,14 +88,14 @@ def _given(records: Store, path: str) -> CohortRows:
         reason = str(error).partition("\n")[0]
         raise InputError(f"{path}: not a Parquet with the columns {needs}: {reason}") from error
     for name in _KEYS.names:
-        _refuse(path, name, table[name].is_null().to_numpy(), "have none", "fill them or drop them")
+        refuse(path, name, table[name].is_null().to_numpy(), "have none", "fill them or drop them")
     rows = records.rows_of(table[SUBJECT_ID].to_numpy()) if len(table) else np.zeros(0, np.int64)
     cure = "drop them, or prepare a store that has their records"
-    _refuse(path, SUBJECT_ID, rows < 0, f"are of subjects that {records.folder} lacks", cure)
+    refuse(path, SUBJECT_ID, rows < 0, f"are of subjects that {records.folder} lacks", cure)
     return CohortRows(rows, table[PREDICTION_TIME].to_numpy().view(np.int64), table[BOOLEAN_VALUE])
 
 
-def _refuse(path: str, column: str, bad: np.ndarray, what: str, cure: str) -> None:
+def refuse(path: str, column: str, bad: np.ndarray, what: str, cure: str) -> None:
     if bad.any():
         places = row_names(np.flatnonzero(bad))
         count = f"{int(bad.sum()):,} of {len(bad):,} rows"

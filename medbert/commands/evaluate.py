@@ -147,7 +147,7 @@ def _untrained(
 ) -> np.ndarray:
     log.info("fine-tuning the same encoder without pretraining")
     parts = {name: instantiate(begun[name]) for name in ("head", "optimizer", "trainer")}
-    recipe = Recipe(**parts, **{f: begun[f] for f in Recipe._fields if f not in parts})
+    recipe = Recipe(**parts, **{f: begun[f] for f in Recipe._fields if f in begun.keys() - parts})
     shape: Any = checkpoint.load_module(run, "encoder")
     torch.manual_seed(recipe.seed)
     fresh = type(shape)(**shape.config)

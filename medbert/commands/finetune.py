@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from medbert.commands.artefacts import artefact, write_json
 from medbert.commands.building import load_encoder
 from medbert.commands.classifier import Recipe, Rows, by_split, predict, train_classifier
 from medbert.commands.judging import write_predictions
+from medbert.commands.questions import of_outcome, told
 from medbert.commands.reporting import PRETRAINED, UNTRAINED, write_report
 from medbert.data.cohorts import Cohort
 from medbert.data.store import Store
@@ -67,6 +69,8 @@ def finetune(
         model = encoder(vocabulary_size=len(records.vocabulary))
     else:
         model = load_encoder(encoder_dir, records)
+    asked = told(head, model, of_outcome(getattr(task, "outcome", None), records))
+    head, settings = partial(head, **asked), {**settings, "head": settings["head"] | asked}
     recipe = Recipe(head, optimizer, trainer, freeze, max_tokens, batch_tokens, patience, seed)
     with artefact(out, overwrite=overwrite, settings=settings) as folder:
         cohort = task.build(records)

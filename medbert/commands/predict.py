@@ -14,7 +14,7 @@ import torch
 
 from medbert.commands.artefacts import artefact
 from medbert.commands.cohort_rows import Scoring
-from medbert.commands.questions import Question, answered, of_words
+from medbert.commands.questions import Question, answered, foretelling, of_words
 from medbert.model import checkpoint
 from medbert.model.hazards import foretell
 from medbert.schema import BOOLEAN_VALUE, DECISION, PROBABILITY, Batch, InputError
@@ -97,10 +97,5 @@ def predict(
 
 def _answer(model: Any, question: Question) -> Callable[[Batch], torch.Tensor]:
     """Log-odds for each subject of a batch."""
-    if getattr(model, "hazards", None) is None:
-        raise InputError(
-            "query: this encoder does not foretell codes; make one with `medbert pretrain "
-            "encoder=causal objective=time_to_event`"
-        )
-
+    foretelling(model, "query")
     return partial(foretell, model, **question._asdict())

@@ -12,9 +12,11 @@ from medbert.commands.artefacts import artefact
 from medbert.commands.progress import follow
 from medbert.data import prepare as preparing
 from medbert.data import splits as subject_splits
+from medbert.data.shift import shifted
 from medbert.data.visits import VisitRule
 from medbert.data.vocabulary import Rule, Vocabulary
 from medbert.schema import Source
+from medbert.text.shift import Shift
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +29,7 @@ def prepare(
     splits: str | None,
     fractions: Sequence[float],
     visit: VisitRule,
+    shift: dict[str, Any],
     use_parents: Sequence[str],
     icd9_to_icd10: str | None,
     look_up_titles: bool,
@@ -42,7 +45,9 @@ def prepare(
 
     ``vocabulary`` names an encoder or store folder whose vocabulary is reused; without it one is
     fitted by ``rule`` on the training subjects. ``splits`` names a Parquet of subject splits.
+    ``shift`` are the arguments of ``Shift.of``; its key is not among them, but where it is kept.
     """
+    moved_by = Shift.of(**shift)
     given = None if splits is None else subject_splits.read(splits)
     chosen = rule if vocabulary is None else Vocabulary.load(vocabulary)
     told = {k: v for k, v in settings.items() if k != "executor"}  # the store is the same
@@ -50,8 +55,11 @@ def prepare(
         artefact(out, overwrite=overwrite, settings=told, resumable=True) as folder,
         executor() as runner,
     ):
+        records = source.read()
+        if moved_by is not None:
+            records = shifted(records, moved_by.days, told=moved_by.told)
         info = preparing.write_store(
-            source.read(),
+            records,
             folder,
             vocabulary=chosen,
             splits=given,

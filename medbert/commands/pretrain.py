@@ -15,7 +15,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from medbert.commands.artefacts import artefact, first_process, write_json
-from medbert.commands.building import pretraining, pretraining_advice, training_sequences
+from medbert.commands.building import (
+    pretraining,
+    pretraining_advice,
+    save_objective,
+    training_sequences,
+)
 from medbert.commands.trained_on import TRAINED_ON, training_set
 from medbert.data.batches import Sequences, loader
 from medbert.data.entropy import chance, fit_pairs
@@ -28,6 +33,7 @@ from medbert.train.diagnostics import EpochLine
 from medbert.train.fit import fit
 from medbert.train.learning import by_frequency, hide, masked_term
 from medbert.train.module import TrainingModule
+from medbert.train.private import PoissonSampler, Privacy, PrivateSteps
 from medbert.train.score import place
 
 log = logging.getLogger(__name__)
@@ -42,6 +48,7 @@ def pretrain(
     objective: Callable[..., torch.nn.Module],
     optimizer: Callable[..., Any],
     trainer: Callable[..., Any],
+    n_subjects: int | None,
     max_tokens: int,
     batch_tokens: int,
     compiler: str | None,
@@ -53,34 +60,34 @@ def pretrain(
     out: str,
     overwrite: bool,
     settings: dict[str, Any],
+    privacy: Privacy | None = None,
 ) -> Path:
     """Writes the encoder folder ``out`` (weights, config, vocabulary, metrics) and returns it.
 
     Held-out subjects are never read. A run that was killed is taken up at its last checkpoint and
     ends with the weights of an unbroken one; one that was told to stop raises ``Unfinished``. Of
-    several processes that share the work, the first one writes.
+    several processes, the first one writes. config.json says what ``privacy`` promises.
     """
+    if privacy is not None and ckpt_path is not None:
+        raise InputError("ckpt_path: weights that were learned without privacy cannot be a start")
     deadline = _deadline(time_limit)
-    records = Store(store)
-    writes = first_process()
+    records, writes = Store(store), first_process()
     with artefact(
         out, overwrite=overwrite, settings=settings, resumable=True, free=_FREE, writes=writes
     ) as folder:
-        data = {s: training_sequences(records, s, max_tokens) for s in (TRAIN, TUNING)}
-        _tell_what_is_read(data, records, max_tokens)
-        module = pretraining(
-            records,
-            encoder=encoder,
-            objective=objective,
-            optimizer=optimizer,
-            compiler=compiler,
-            seed=seed,
-        )
+        data = _whom_to_read(records, max_tokens, n_subjects)
+        parts = {"encoder": encoder, "objective": objective, "optimizer": optimizer}
+        module = pretraining(records, **parts, compiler=compiler, seed=seed)
         tuning = loader(data[TUNING], budget=batch_tokens)
         by_chance = _by_chance(data[TRAIN], tuning, records, module.objective, seed)
+        train = loader(data[TRAIN], budget=batch_tokens, seed=seed, shuffle=True, shared=True)
+        promised: dict[str, Any] = {}
+        if privacy is not None:
+            train = _made_private(module, data[TRAIN], privacy, settings)
+            promised["privacy"] = module.private.told()
         metrics = fit(
             module,
-            train=loader(data[TRAIN], budget=batch_tokens, seed=seed, shuffle=True, shared=True),
+            train=train,
             tuning=loader(data[TUNING], budget=batch_tokens, shared=True),
             trainer=trainer,
             folder=folder,
@@ -94,11 +101,25 @@ def pretrain(
         )
         if not writes:
             return Path(out)
-        _write(folder, module, records, {**metrics, "by_chance": by_chance}, tuning)
+        _write(folder, module, records, {**metrics, "by_chance": by_chance}, tuning, promised)
         shutil.rmtree(folder / "checkpoints")
     _tell_what_was_learned(metrics, by_chance, data[TRAIN], settings, records)
     log.info("made %s; next: medbert finetune store=%s encoder_dir=%s task=dhf", out, store, out)
     return Path(out)
+
+
+def _made_private(
+    module: TrainingModule, data: Sequences, privacy: Privacy, settings: dict[str, Any]
+) -> DataLoader:
+    """Steps of the module become private; returns the batches that they need."""
+    epochs = settings["trainer"].get("max_epochs") or 0
+    steps = PrivateSteps(module.objective, privacy, subjects=len(data), epochs=epochs)
+    text = "private: noise of %.2f times max_norm=%s in each of %s steps of about %s subjects"
+    average = round(steps.subjects * steps.rate)
+    log.info(text, steps.noise, privacy.max_norm, f"{steps.steps:,}", f"{average:,}")
+    module.private = steps
+    sampler = PoissonSampler(len(data), steps=steps.steps_an_epoch)
+    return DataLoader(data, batch_size=None, sampler=sampler)
 
 
 def _line(by_chance: dict[str, float], module: TrainingModule) -> EpochLine:
@@ -122,9 +143,11 @@ def _write(
     records: Store,
     metrics: dict[str, Any],
     tuning: DataLoader,
+    promised: dict[str, Any],
 ) -> None:
     extra = {"vocabulary_sha256": records.vocabulary.sha256, TRAINED_ON: training_set(records)}
-    checkpoint.save_module(folder, modules={"encoder": module.encoder}, extra=extra)
+    checkpoint.save_module(folder, modules={"encoder": module.encoder}, extra=extra | promised)
+    save_objective(folder, module.objective)
     records.vocabulary.save(folder / "vocabulary.parquet")
     counts = torch.from_numpy(records.vocabulary.counts.copy())
     module.to(place())
@@ -166,7 +189,11 @@ def _deadline(time_limit: str | int | None) -> float | None:
     return time.monotonic() + sum(60**i * int(part) for i, part in enumerate(reversed(parts)))
 
 
-def _tell_what_is_read(data: dict[str, Sequences], records: Store, max_tokens: int) -> None:
+def _whom_to_read(records: Store, max_tokens: int, n_subjects: int | None) -> dict[str, Sequences]:
+    data = {
+        split: training_sequences(records, split, max_tokens, n_subjects=n_subjects)
+        for split in (TRAIN, TUNING)
+    }
     for split, of_split in data.items():
         log.info(
             "%s: %s subjects, %s codes, vocabulary %s; %s subjects keep only their latest %s codes",
@@ -174,6 +201,7 @@ def _tell_what_is_read(data: dict[str, Sequences], records: Store, max_tokens: i
             *(f"{n:,}" for n in (len(of_split), of_split.lengths.sum(), len(records.vocabulary))),
             *(f"{n:,}" for n in (of_split.n_shortened, max_tokens)),
         )
+    return data
 
 
 def _tell_what_was_learned(

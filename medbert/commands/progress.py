@@ -12,13 +12,13 @@ log = logging.getLogger(__name__)
 _LINE_EVERY_S = 30.0
 
 
-def follow(done: Iterable[int], what: str, total: int) -> Iterator[int]:
+def follow(done: Iterable[int], what: str, total: int, *, unit: str = "events") -> Iterator[int]:
     """Yields what ``done`` yields, the events of each finished job, and shows rate and time left.
 
     Jobs that an interrupted run had finished pass at once, so the first rates can be too high.
     """
     if sys.stderr.isatty():
-        yield from _bar(done, what, total)
+        yield from _bar(done, what, total, unit)
         return
     begun = said = time.monotonic()
     events = 0
@@ -28,13 +28,13 @@ def follow(done: Iterable[int], what: str, total: int) -> Iterator[int]:
         if now - said > _LINE_EVERY_S or n_jobs == total:
             rate = events / max(now - begun, 1e-9)
             left = (now - begun) / n_jobs * (total - n_jobs)
-            text = "%s: %d of %d jobs, %s events, %s a second, %.0f s left"
-            log.info(text, what, n_jobs, total, f"{events:,}", f"{rate:,.0f}", left)
+            text = "%s: %d of %d jobs, %s %s, %s a second, %.0f s left"
+            log.info(text, what, n_jobs, total, f"{events:,}", unit, f"{rate:,.0f}", left)
             said = now
         yield n
 
 
-def _bar(done: Iterable[int], what: str, total: int) -> Iterator[int]:
+def _bar(done: Iterable[int], what: str, total: int, unit: str) -> Iterator[int]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -59,5 +59,5 @@ def _bar(done: Iterable[int], what: str, total: int) -> Iterator[int]:
         for n in done:
             events += n
             rate = events / max(time.monotonic() - begun, 1e-9)
-            progress.update(task, advance=1, rate=f"{events:,} events, {rate:,.0f}/s")
+            progress.update(task, advance=1, rate=f"{events:,} {unit}, {rate:,.0f}/s")
             yield n

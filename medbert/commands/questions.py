@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -60,6 +61,30 @@ def of_words(
     if not (question.window > 0 and question.gap >= 0):  # nor may they be no numbers
         raise InputError(f"gap={gap} horizon={horizon}: the gap is 0 or more, the horizon above 0")
     return question
+
+
+def foretelling(model: Any, what: str) -> None:
+    """InputError, for ``what`` was wanted of it, if the encoder foretells no codes."""
+    if getattr(model, "hazards", None) is None:
+        raise InputError(
+            f"{what}: this encoder does not foretell codes; make one with `medbert pretrain "
+            "encoder=causal objective=time_to_event`"
+        )
+
+
+def told(head: Callable[..., Any], model: Any, question: Question | None) -> dict[str, Any]:
+    """The arguments ``tokens``, ``gap`` and ``window`` of a head that starts from an answer; none
+    for other heads. Raises InputError if the task asks no question or the encoder has no answer.
+    """
+    if not set(Question._fields) <= set(inspect.signature(head).parameters):
+        return {}
+    foretelling(model, "head=answer")
+    if question is None:
+        raise InputError(
+            "head=answer: this task does not ask whether a code, one that training subjects have, "
+            "comes for the first time; take head=sum, or such a task (task=dhf)"
+        )
+    return {**question._asdict(), "tokens": question.tokens.tolist()}
 
 
 def answered(records: Store, rows: np.ndarray, until: np.ndarray, question: Question) -> np.ndarray:

@@ -182,6 +182,11 @@ class Judge:
         sizes = sorted({size for size, _ in asked.curve})
         return {
             "efficiency": curves,
+            "leads": tuple(
+                curves.lead(self.reference, over=family)
+                for family in curves.curves
+                if family != self.reference
+            ),
             "multiples": tuple(
                 curves.multiple(self.reference, over=other, at=size)
                 for other in others

@@ -71,7 +71,7 @@ def vocabulary_extend(
         titles=new["title"].to_pylist(),
     )
     told = _report(token, count, strange, chosen, starts)
-    extra = {k: v for k, v in config.items() if k not in (*modules, "format", "weights_sha256")}
+    extra = {k: v for k, v in config.items() if k not in (*modules, *checkpoint.OWN_KEYS)}
     with artefact(out, overwrite=overwrite, settings=settings) as folder:
         checkpoint.save_module(folder, modules=modules, extra=extra | {_SHA256: extended.sha256})
         extended.save(folder / "vocabulary.parquet")

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from medbert.data import gather
 from medbert.data.codebook import Codebook
+from medbert.data.shift import certain_end
 from medbert.data.spill import BUCKETS
 from medbert.data.store import FORMAT
 from medbert.data.vocabulary import Block, Rule, Vocabulary, fit
@@ -126,7 +127,7 @@ class Made:
             "format": FORMAT,
             "medbert": version("medbert"),
             "time": records.metadata["time"],
-            "end": max(shard["end"] for shard in self.shards),
+            "end": certain_end(max(shard["end"] for shard in self.shards), records.metadata),
             "vocabulary_sha256": vocabulary.sha256,
             "visit_kinds": list(KINDS),
             "counts": {

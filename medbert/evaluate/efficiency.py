@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from medbert.evaluate.intervals import bootstrap, percentiles
+from medbert.evaluate.intervals import Interval, bootstrap, percentiles
 from medbert.evaluate.metrics import Array, auroc
 from medbert.schema import InputError
 
@@ -92,6 +92,19 @@ class Crossing:
 
 
 @dataclass(frozen=True)
+class Lead:
+    """AUROC of ``model`` minus that of ``over`` by number of labels, paired by draw and subject.
+
+    ``whole``: its mean over the logarithm of the labels.
+    """
+
+    model: str
+    over: str
+    by_size: dict[int, Interval]
+    whole: Interval
+
+
+@dataclass(frozen=True)
 class Efficiency:
     """``curves`` by model, and ``samples``: the means of each size, resampled, (R, K)."""
 
@@ -112,6 +125,25 @@ class Efficiency:
         needed_R = _first_reached(others_K, _rising(self._lines(over)), target_R)
         needed = self._answer(needed_R, others_K)
         return LabelMultiple(model, over, at, float(target_R[0]), needed)
+
+    def lead(self, model: str, *, over: str) -> Lead:
+        """At the sizes that both were trained with, and over all of them."""
+        sizes_K, mine_K, others_K = np.intersect1d(
+            self._sizes(model), self._sizes(over), return_indices=True
+        )
+        if not sizes_K.size:
+            raise InputError(f"{model!r} and {over!r} have no number of labels in common")
+        ahead_RK = self._lines(model)[:, mine_K] - self._lines(over)[:, others_K]
+        log_K = np.log(sizes_K)
+        share_K = np.convolve(np.diff(log_K), [0.5, 0.5]) if sizes_K.size > 1 else np.ones(1)
+
+        def interval(ahead_R: Array) -> Interval:
+            return Interval(float(ahead_R[0]), *percentiles(ahead_R[1:], self.level))
+
+        by_size = {
+            int(n): interval(ahead_R) for n, ahead_R in zip(sizes_K, ahead_RK.T, strict=True)
+        }
+        return Lead(model, over, by_size, interval(ahead_RK @ (share_K / share_K.sum())))
 
     def crossing(self, model: str, *, over: str) -> Crossing:
         """Where ``model`` overtakes ``over``, over the sizes that both were trained with."""

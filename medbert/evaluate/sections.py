@@ -22,6 +22,7 @@ from medbert.evaluate.verdict import (
     cells,
     count,
     crossings_said,
+    gained,
     interval,
     is_other_head,
     joined,
@@ -221,6 +222,15 @@ def _labels(study: Study, found: Efficiency) -> Section:
             for size in sizes
         ]
         rows.append([name, *map(interval, means)])
+    named = [f"{size:,}" for size in sizes]
+    ahead = [
+        [
+            f"minus {lead.over}",
+            *(gained(lead.by_size.get(size)) for size in sizes),
+            gained(lead.whole),
+        ]
+        for lead in study.leads
+    ]
     limit = next((m.auroc.value for m in study.results.models if m.role == ORACLE), None)
     axes = pictures.label_efficiency(
         replace(found, curves={name: found.curves[name] for name in drawn}), limit=limit
@@ -232,7 +242,10 @@ def _labels(study: Study, found: Efficiency) -> Section:
     return Section(
         "Label efficiency",
         said=[*labels_said(study.multiples), *crossings_said(study.crossings)],
-        tables=[Table(["Model", *(f"{size:,}" for size in sizes)], rows)],
+        tables=[
+            Table(["Model", *named], rows),
+            Table([study.results.reference, *named, "All sizes"], ahead, "AUROC points, paired"),
+        ][: 1 + bool(ahead)],
         pictures=[Picture("label_efficiency", caption, alt, axes)],
         small=[
             f"AUROC, mean over draws (up to {draws}) of nested subsets of the training subjects, "

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from medbert.evaluate.benefit import Benefit, DecisionCurve, benefits, decision_curve
 from medbert.evaluate.comparisons import Comparison, SeedSpread, compare
-from medbert.evaluate.efficiency import Crossing, Efficiency, LabelMultiple
+from medbert.evaluate.efficiency import Crossing, Efficiency, LabelMultiple, Lead
 from medbert.evaluate.findings import Finding
 from medbert.evaluate.intervals import ORACLE_NAME, Results
 from medbert.evaluate.subgroups import Subgroup, subgroups
@@ -54,6 +54,7 @@ class Study:
     benefits: tuple[Benefit, ...] = ()
     subgroups: tuple[Subgroup, ...] = ()
     efficiency: Efficiency | None = None
+    leads: tuple[Lead, ...] = ()
     multiples: tuple[LabelMultiple, ...] = ()
     crossings: tuple[Crossing, ...] = ()
     sweeps: tuple[Sweep, ...] = ()

@@ -245,7 +245,9 @@ def spoken(found: Interval) -> str:
     return interval(found).replace("\n", " ")
 
 
-def gained(gain: Difference) -> str:
+def gained(gain: Difference | Interval | None) -> str:
+    if gain is None:
+        return "–"
     return f"{points(gain.value)}\n({points(gain.low)} to {points(gain.high)})"
 
 
@@ -269,7 +271,7 @@ def cells(
     line = {
         "Model": model.name,
         "AUROC": interval(model.auroc),
-        f"Gain of\n{results.reference}\n(AUROC points)": gained(gain) if gain else "–",
+        f"Gain of\n{results.reference}\n(AUROC points)": gained(gain),
         "p": p_value(gain.p) if gain else "–",
     }
     if adjusted:

@@ -1,19 +1,16 @@
 """An encoder is a folder: ``model.safetensors``, ``config.json``, and no pickle.
 
-``config.json`` says which class each module is, the arguments that build it, and the hash of the
-weights. Loading is strict: all weights of the right shape, or an InputError in one line. Writing is
-not atomic here; the caller writes into a folder of its own and moves it when all is done.
-
-Also the map between the weights of ``BertEncoder`` and those of a Hugging Face ``BertModel``.
+``config.json`` says which class each module is, the arguments that build it, and the hashes of the
+weights and of itself (not in the first folders of format 1). Loading is strict: all weights of the
+right shape, or an InputError in one line. Writing is not atomic here; the caller writes into a
+folder of its own and moves it when all is done.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib
-import itertools
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,30 +20,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from medbert.model.encoder import BertEncoder
 from medbert.schema import InputError
 
 FORMAT = 1
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 COPY_AGAIN = "copy the folder again, or make it anew"
-
-# ours -> theirs
-_OUTSIDE_LAYERS = {
-    "codes.weight": "embeddings.word_embeddings.weight",
-    "positions.weight": "embeddings.position_embeddings.weight",
-    "visits.weight": "embeddings.token_type_embeddings.weight",
-    "norm.weight": "embeddings.LayerNorm.weight",
-    "norm.bias": "embeddings.LayerNorm.bias",
-}
-_IN_LAYER = {
-    "attention.output": "attention.output.dense",
-    "attention_norm": "attention.output.LayerNorm",
-    "widen": "intermediate.dense",
-    "narrow": "output.dense",
-    "output_norm": "output.LayerNorm",
-}
-_PROJECTED = ("query", "key", "value")  # three layers there, one here
-_NOT_OURS = ("pooler.dense.weight", "pooler.dense.bias", "embeddings.position_ids")
+_OWN_HASH = "config_sha256"
+OWN_KEYS = ("format", "weights_sha256", _OWN_HASH)  # of config.json: neither modules nor extra
 
 
 def save_module(
@@ -58,7 +38,7 @@ def save_module(
     identifier.
     """
     folder = Path(folder)
-    taken = [*modules, *extra, "format", "weights_sha256"]
+    taken = [*modules, *extra, *OWN_KEYS]
     if len(set(taken)) < len(taken) or not all(name.isidentifier() for name in modules):
         raise ValueError(f"module and extra names must be distinct identifiers: {taken}")
     weights = {
@@ -66,12 +46,13 @@ def save_module(
         for name, module in modules.items()
         for key, tensor in module.state_dict().items()
     }
-    save_file(weights, folder / WEIGHTS)
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     described = {
         name: {"class": _class_name(type(module)), "arguments": module.config}
         for name, module in modules.items()
     }
     config = {"format": FORMAT, **described, "weights_sha256": _hash(folder / WEIGHTS), **extra}
+    config[_OWN_HASH] = _hash_of(config)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
@@ -88,11 +69,18 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"{path}: not valid JSON ({error}); {COPY_AGAIN}") from error
     found = config.get("format") if isinstance(config, dict) else None
+    if found is None and isinstance(config, dict) and "model_type" in config:
+        raise InputError(
+            f"{path}: a Hugging Face model ({config['model_type']}), no encoder of medbert; if it "
+            "is a BertModel over codes: medbert convert path=... to=encoder"
+        )
     if found != FORMAT:
         raise InputError(
             f"{path}: format {found!r}, but this version reads format {FORMAT}; "
             "install the version of medbert that wrote it"
         )
+    if config.get(_OWN_HASH, own := _hash_of(config)) != own:
+        raise InputError(f"{path}: changed since it was written; {COPY_AGAIN}")
     return config
 
 
@@ -119,7 +107,7 @@ def load_module(folder: str | Path, name: str) -> nn.Module:
         for key, tensor in weights.items()
         if key.startswith(f"{name}.")
     }
-    _fill(module, mine, where=path, prefix=f"{name}.", cure=COPY_AGAIN)
+    fill(module, mine, where=path, prefix=f"{name}.", cure=COPY_AGAIN)
     return module
 
 
@@ -127,8 +115,8 @@ def _build(path: Path, name: str, entry: Mapping[str, Any]) -> nn.Module:
     """A module of the class and arguments that config.json names; the random state is kept."""
     class_name, arguments = str(entry["class"]), entry.get("arguments", {})
     where, _, last = class_name.rpartition(".")
-    if not where.startswith("medbert."):
-        raise InputError(f"{path}: {name} is a {class_name}; only classes of medbert are loaded")
+    if not where.startswith("medbert.model."):
+        raise InputError(f"{path}: {name} is a {class_name}; only modules of medbert are loaded")
     try:
         found = getattr(importlib.import_module(where), last)
         if not (issubclass(found, nn.Module) and _class_name(found) == class_name):
@@ -156,7 +144,7 @@ def _read_weights(path: Path, expected_hash: object) -> dict[str, Tensor]:
         raise InputError(f"{path}: not a safetensors file ({error}); {COPY_AGAIN}") from error
 
 
-def _fill(
+def fill(
     module: nn.Module, weights: Mapping[str, Tensor], *, where: str | Path, prefix: str, cure: str
 ) -> None:
     """Load weights only if they are exactly those of the module."""
@@ -178,78 +166,12 @@ def _class_name(found: type) -> str:
     return f"{found.__module__}.{found.__qualname__}"
 
 
+def _hash_of(config: Mapping[str, Any]) -> str:
+    """Of all but the hash itself, however it is laid out."""
+    rest = json.loads(json.dumps({k: v for k, v in config.items() if k != _OWN_HASH}))
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 def _hash(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def to_hugging_face(encoder: BertEncoder) -> dict[str, Tensor]:
-    """Weights for ``transformers.BertModel(config, add_pooling_layer=False)``, copied.
-
-    Raises InputError if the encoder has an age embedding, which a BertModel cannot hold.
-    """
-    if encoder.ages is not None:
-        raise InputError(
-            f"this encoder has ages={encoder.config['ages']}, and a Hugging Face BertModel has no "
-            "age embedding: pretrain with encoder.ages=0 to convert it"
-        )
-    ours = encoder.state_dict()
-    theirs = {}
-    for our_key, their_keys in _names(len(encoder.layers)):
-        for their_key, part in zip(their_keys, ours[our_key].chunk(len(their_keys)), strict=True):
-            theirs[their_key] = part.clone()
-    return theirs
-
-
-def from_hugging_face(
-    state_dict: Mapping[str, Tensor], *, heads: int, dropout: float = 0.1
-) -> BertEncoder:
-    """The encoder with the weights of a Hugging Face ``BertModel``, copied; sizes are read off.
-
-    ``heads`` cannot be read from weights and must be told. A pooler and the buffer of position ids
-    are passed over; any other missing, extra or misshapen weight raises InputError.
-    """
-    cure = "give the state_dict of a plain BertModel (of a model with a task head, its .bert)"
-    theirs = {key: weight for key, weight in state_dict.items() if key not in _NOT_OURS}
-    numbers = re.findall(r"^encoder\.layer\.(\d+)\.", "\n".join(theirs), flags=re.MULTILINE)
-    layers = max(map(int, numbers), default=-1) + 1
-    names = _names(layers)
-    wanted = {their_key for _, their_keys in names for their_key in their_keys}
-    if layers == 0 or theirs.keys() != wanted:
-        missing, extra = sorted(wanted - theirs.keys()), sorted(theirs.keys() - wanted)
-        first = [keys[0] if keys else "nothing" for keys in (missing, extra)]
-        raise InputError(
-            f"not the weights of a BertModel: {layers} layers, missing {first[0]}, unknown "
-            f"{first[1]}; {cure}"
-        )
-    sizes: dict[str, Any] = {**_sizes(theirs), "layers": layers, "heads": heads}
-    encoder = BertEncoder(**sizes, dropout=dropout, attention_dropout=dropout)
-    ours = {
-        our_key: torch.cat([theirs[key] for key in their_keys]) for our_key, their_keys in names
-    }
-    _fill(encoder, ours, where="the converted BertModel", prefix="", cure=cure)
-    return encoder
-
-
-def _sizes(theirs: Mapping[str, Tensor]) -> dict[str, int]:
-    return {
-        "vocabulary_size": theirs["embeddings.word_embeddings.weight"].shape[0],
-        "hidden": theirs["embeddings.word_embeddings.weight"].shape[1],
-        "positions": theirs["embeddings.position_embeddings.weight"].shape[0],
-        "visits": theirs["embeddings.token_type_embeddings.weight"].shape[0],
-        "feed_forward": theirs["encoder.layer.0.intermediate.dense.weight"].shape[0],
-    }
-
-
-def _names(layers: int) -> list[tuple[str, list[str]]]:
-    """Each of our weights, and the ones of a BertModel that it is made of, in order."""
-    names = [(ours, [theirs]) for ours, theirs in _OUTSIDE_LAYERS.items()]
-    for number, kind in itertools.product(range(layers), ("weight", "bias")):
-        here, there = f"layers.{number}", f"encoder.layer.{number}"
-        projected = [f"{there}.attention.self.{part}.{kind}" for part in _PROJECTED]
-        names.append((f"{here}.attention.project.{kind}", projected))
-        names += [
-            (f"{here}.{ours}.{kind}", [f"{there}.{theirs}.{kind}"])
-            for ours, theirs in _IN_LAYER.items()
-        ]
-    return names

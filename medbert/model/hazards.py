@@ -11,6 +11,7 @@ time; P pieces; K codes that are asked for.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -45,7 +46,8 @@ class Hazards(nn.Module):
         self.register_buffer("edge_P", torch.tensor(edges, dtype=torch.float32), persistent=False)
         self.norm = nn.LayerNorm(hidden, eps=NORM_EPSILON)
         self.pieces = nn.Linear(hidden, hidden * len(edges))
-        self.level_CP = nn.Parameter(torch.zeros(vocabulary_size, len(edges)))
+        level = math.log(NEW_CODES_A_DAY / vocabulary_size)  # all codes equally frequent
+        self.level_CP = nn.Parameter(torch.full((vocabulary_size, len(edges)), level))
         initialise(self.pieces)
 
     def logs(self, hidden_MD: Tensor, table_KD: Tensor, level_KP: Tensor) -> Tensor:
@@ -204,9 +206,17 @@ def clock(batch: Batch) -> Tensor:
     return torch.where(dated_B[batch.subject_T], batch.age_T, visit_T)
 
 
-def foretell(encoder: Any, batch: Batch, *, tokens: Tensor, gap: float, window: float) -> Tensor:
+def foretell(
+    encoder: Any,
+    batch: Batch,
+    *,
+    tokens: Tensor,
+    gap: float,
+    window: float,
+    hidden_TD: Tensor | None = None,
+) -> Tensor:
     """``Hazards.risk`` of ``tokens`` for each subject, as of the end of its history: (B,)."""
-    hidden_TD, clock_T = encoder(batch), clock(batch)
+    hidden_TD, clock_T = encoder(batch) if hidden_TD is None else hidden_TD, clock(batch)
     filled_B = batch.lengths_B > 0
     last_F = batch.offsets_B1[1:][filled_B] - 1
     hidden_BD = hidden_TD.new_zeros(len(filled_B), hidden_TD.shape[1])

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence, pad_sequence
 
 from medbert.model.encoder import initialise
+from medbert.model.hazards import foretell
 from medbert.schema import Batch, Encoder, InputError, LossOutput
 
 POOLINGS = ("sum", "mean", "max", "last")
@@ -46,7 +47,12 @@ def pool(hidden_TD: Tensor, batch: Batch, how: str) -> Tensor:
 
 
 class Head(nn.Module):
-    """A binary outcome from ``logits``; the subclasses say how subjects are summarised."""
+    """A binary outcome from ``logits``; the subclasses say how subjects are summarised.
+
+    ``starts``: whether it says something before it is trained, so that this may be what is kept.
+    """
+
+    starts = False
 
     def __init__(self, **config: Any) -> None:
         super().__init__()
@@ -76,6 +82,43 @@ class Pooled(Head):
 
     def logits(self, encoder: Encoder, batch: Batch) -> Tensor:
         return self.output(pool(encoder(batch), batch, self.pooling)).squeeze(-1)
+
+
+class Answer(Head):
+    """What an encoder foretells, put right by labels: slope * log-odds of the answer + intercept +
+    a linear layer on the pooled tokens. It starts as the answer itself: slope 1, all others 0.
+
+    Asked is whether one of ``tokens`` comes for the first time in (gap, gap + window] days; the
+    encoder has a layer ``hazards`` (see ``foretell``).
+    """
+
+    starts = True
+
+    def __init__(
+        self,
+        *,
+        hidden: int,
+        tokens: Sequence[int],
+        gap: float,
+        window: float,
+        pooling: str = "mean",
+    ) -> None:
+        asked = {"tokens": [*tokens], "gap": gap, "window": window}
+        super().__init__(hidden=hidden, **asked, pooling=pooling)
+        if not tokens:
+            raise ValueError("no tokens to ask for")
+        self.pooling = pooling
+        self.question: dict[str, Any] = {**asked, "tokens": torch.tensor(asked["tokens"])}
+        self.slope = nn.Parameter(torch.ones(()))
+        self.output = nn.Linear(hidden, 1)
+        for parameter in self.output.parameters():
+            nn.init.zeros_(parameter)
+
+    def logits(self, encoder: Encoder, batch: Batch) -> Tensor:
+        hidden_TD = encoder(batch)
+        answer_B = foretell(encoder, batch, **self.question, hidden_TD=hidden_TD)
+        pooled_BD = pool(hidden_TD, batch, self.pooling)
+        return self.slope * answer_B + self.output(pooled_BD).squeeze(-1)
 
 
 class Recurrent(Head):

@@ -41,6 +41,8 @@ class ModernEncoder(nn.Module):
     bound). ``gated``: GELU(gate) * value in place of GELU, each ``feed_forward`` wide. ``dropout``
     acts on the sum of the embeddings and the output of both sublayers. ``causal``: no code sees a
     later one. ``edges``, in days: a layer ``hazards`` that answers when a code comes; null: none.
+    ``ever``: every output also holds the sum, by a table of its own, of all codes that the subject
+    has had by then, each once: what baselines on counts see, and attention loses in long records.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class ModernEncoder(nn.Module):
         attention: str = "auto",
         causal: bool = False,
         edges: Sequence[float] | None = None,
+        ever: bool = False,
     ) -> None:
         super().__init__()
         self.config: dict[str, Any] = {
@@ -72,15 +75,9 @@ class ModernEncoder(nn.Module):
             "feed_forward": feed_forward,
             "dropout": dropout,
             "attention_dropout": attention_dropout,
-            "time": time,
-            "ages": ages,
-            "sex": sex,
-            "visits": visits,
-            "positions": positions,
-            "gated": gated,
-            "attention": attention,
-            "causal": causal,
-            "edges": None if edges is None else list(edges),
+            **{"time": time, "ages": ages, "sex": sex, "visits": visits, "positions": positions},
+            **{"gated": gated, "attention": attention, "causal": causal},
+            **{"edges": None if edges is None else list(edges), "ever": ever},
         }
         _check_turns(time, heads=heads, hidden=hidden)
         self.hidden, self.time, self.turns = hidden, time, hidden // heads // 2
@@ -95,6 +92,7 @@ class ModernEncoder(nn.Module):
         self.layers = nn.ModuleList(
             PreNormLayer(**{name: self.config[name] for name in of_a_layer}) for _ in range(layers)
         )
+        self.ever = nn.Embedding(vocabulary_size, hidden) if ever else None
         self.final_norm = nn.LayerNorm(hidden, bias=False)
         self.hazards = None
         if edges is not None:
@@ -137,7 +135,10 @@ class ModernEncoder(nn.Module):
         hidden_PD = packing.enter(hidden_TD)
         for layer in self.layers:
             hidden_PD = layer(hidden_PD, packing, turn)
-        return packing.leave(self.final_norm(hidden_PD))
+        hidden_TD = packing.leave(hidden_PD)
+        if self.ever is not None:
+            hidden_TD = hidden_TD + so_far(self.ever, batch)
+        return self.final_norm(hidden_TD)
 
     def embed(self, batch: Batch) -> Tensor:
         """What each token is, and what is told beside it, before any attention (T, D)."""
@@ -154,6 +155,19 @@ class ModernEncoder(nn.Module):
         if self.positions is not None:
             hidden_TD = hidden_TD + self.positions(batch.position_T)
         return self.dropout(self.norm(hidden_TD))
+
+
+def so_far(table: nn.Embedding, batch: Batch) -> Tensor:
+    """The sum of the distinct codes of a subject up to each token (T, D), that token included."""
+    pair_T = batch.subject_T * table.num_embeddings + batch.tokens_T
+    order_T = torch.argsort(pair_T, stable=True)
+    sorted_T = pair_T[order_T]
+    new_T = torch.ones_like(pair_T, dtype=torch.bool)
+    new_T[order_T[1:]] = sorted_T[1:] != sorted_T[:-1]
+    each_TD = table(batch.tokens_T) * new_T[:, None]
+    sum_TD = torch.cumsum(each_TD, dim=0, dtype=torch.float64)  # of all subjects: it grows long
+    before_SD = F.pad(sum_TD, (0, 0, 1, 0))[batch.offsets_B1[:-1]]
+    return (sum_TD - before_SD[batch.subject_T]).to(each_TD.dtype)
 
 
 class PreNormLayer(nn.Module):

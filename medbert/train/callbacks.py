@@ -24,7 +24,8 @@ class KeepBest(pl.Callback):
         value = trainer.callback_metrics.get(self.monitor)
         if trainer.sanity_checking or value is None or not self.sign * float(value) > self.score:
             return
-        self.score, self.epoch = self.sign * float(value), trainer.current_epoch
+        self.score = self.sign * float(value)
+        self.epoch = trainer.current_epoch if trainer.state.fn == "fit" else -1  # before any
         self.weights = {k: v.detach().cpu().clone() for k, v in pl_module.state_dict().items()}
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

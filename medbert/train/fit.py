@@ -45,6 +45,7 @@ def fit(
     patience: int,
     ckpt_path: str | None = None,
     resumable: bool = True,
+    from_start: bool = False,
     checkpoint_minutes: float = 10.0,
     deadline: float | None = None,
     line: EpochLine | None = None,
@@ -53,8 +54,9 @@ def fit(
 
     ``folder`` receives logs/ for TensorBoard and as CSV and, where ``resumable``, checkpoints/: the
     latest readable one there is taken up, else ``ckpt_path``. See `Checkpoints` for when they are
-    written and when ``Unfinished`` is raised, `EpochLine` for what is told meanwhile. Returns the
-    metrics of the best epoch, and the steps of all.
+    written and when ``Unfinished`` is raised, `EpochLine` for what is told meanwhile. With
+    ``from_start`` the weights as they are given may be the best (epoch 0). Returns the metrics of
+    the best epoch, and the steps of all.
     """
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -91,6 +93,8 @@ def fit(
         machine.strategy.checkpoint_io = WholeFiles()
         if machine.strategy.root_device.type == "cpu":
             _keep_memory()
+        if from_start:
+            machine.validate(module, tuning, verbose=False)
         machine.fit(module, train, tuning, ckpt_path=resume, weights_only=True)
         module.eval()
         steps = machine.global_step

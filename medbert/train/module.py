@@ -28,6 +28,7 @@ class TrainingModule(pl.LightningModule):
     taken for the loss, and tuning metrics are those of all tuning subjects.
     ``optimizer`` is called with this module and the number of steps, and returns what Lightning's
     configure_optimizers returns. An objective with ``logits`` (a head) is also judged by AUROC.
+    ``private``, once set, stands for the objective in training steps (see ``train.private``).
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class TrainingModule(pl.LightningModule):
         self.make_optimizer, self.seed = optimizer, seed
         self.freeze_encoder = freeze_encoder
         self.encoder.requires_grad_(not freeze_encoder)
+        self.private: Any = None
         self.tuning_auroc = BinaryAUROC() if hasattr(objective, "logits") else None
         self._measured: list[tuple[int, dict[str, Tensor]]] = []
 
@@ -53,7 +55,7 @@ class TrainingModule(pl.LightningModule):
         torch.manual_seed(hash((self.seed, self.global_step)) % _SEEDS)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        output: LossOutput = self.objective(self.encoder, batch)
+        output: LossOutput = (self.private or self.objective)(self.encoder, batch)
         every: dict[str, Any] = {"batch_size": len(batch.rows_B), "on_epoch": True}
         self.log("train/loss", output.loss.detach(), on_step=True, sync_dist=True, **every)
         named = {f"train/{name}": value for name, value in output.metrics.items()}

@@ -9,8 +9,10 @@ import pytest
 
 import medbert
 from medbert import InputError
+from medbert.commands.building import training_sequences
 from medbert.data.batches import Sequences, TokenBudgetSampler
 from medbert.data.store import Store
+from medbert.schema import TRAIN, TUNING
 
 QUICK = {
     "encoder": "tiny",
@@ -84,3 +86,16 @@ def test_a_small_cohort_with_the_published_recipe_is_warned(store, caplog):
 def test_what_cannot_be_planned_is_said(store):
     with pytest.raises(InputError, match="steps=0"):
         medbert.plan(store=store, **{**QUICK, "steps": 0})
+
+
+def test_fewer_subjects_are_part_of_more_and_of_the_same_split(store):
+    records, before = Store(store), set()
+    for n in (20, 60, len(records.rows(TRAIN))):
+        train = training_sequences(records, TRAIN, 100, n_subjects=n)
+        tuning = training_sequences(records, TUNING, 100, n_subjects=n)
+        assert len(train) == n and set(train.rows) <= set(records.rows(TRAIN))
+        assert before <= set(train.rows)
+        assert len(tuning) == -(-len(records.rows(TUNING)) * n // len(records.rows(TRAIN)))
+        before = set(train.rows)
+    with pytest.raises(InputError, match="n_subjects=9,999: train has"):
+        training_sequences(records, TRAIN, 100, n_subjects=9999)

@@ -34,6 +34,7 @@ READS_THE_FUTURE = {
     "commands/cohort_rows.py": {"_whole_records"},
     "commands/lint.py": {"_look"},
     "commands/trained_on.py": {"_counted_elsewhere", "timed"},
+    "commands/audit.py": {"_of_rare_codes"},
 }
 # the records of pretraining: ``until`` is None where there is no prediction time
 PASSES_UNTIL_ON = {"data/batches.py": {"_history"}}

@@ -43,6 +43,23 @@ def test_a_known_multiple_and_a_known_crossing() -> None:
     assert crossing.share == 1
 
 
+def test_a_lead_is_paired_by_draw_and_told_by_size_and_over_all() -> None:
+    lines = table(noise=0.05)
+    shared = lines[lines["model"] == "lr"].assign(model="above")
+    shared["auroc"] += np.log(shared["labels"]) / 100
+    lead = efficiency(pd.concat([lines, shared]), seed=0, n=200).lead("above", over="lr")
+    assert [*lead.by_size] == [*SIZES]
+    for labels, found in lead.by_size.items():  # the noise is that of the draw: it cancels
+        assert found.low == pytest.approx(found.high)
+        assert found.value == pytest.approx(math.log(labels) / 100)
+    assert lead.whole.value == pytest.approx((math.log(100) + math.log(3200)) / 200)
+
+    unpaired = efficiency(lines, seed=0, n=200).lead("steep", over="lr")
+    assert unpaired.by_size[800].low < 0 < unpaired.by_size[800].high
+    one = efficiency(lines[lines["labels"] == 100], seed=0, n=200).lead("pre", over="lr")
+    assert one.whole == one.by_size[100]
+
+
 def test_out_of_reach_is_an_answer_with_a_bound() -> None:
     found = efficiency(table(), seed=0, n=50)
     beyond = found.multiple("pre", over="lr", at=1600)

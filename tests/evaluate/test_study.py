@@ -70,6 +70,7 @@ def study() -> Study:
     return replace(
         analyse(results, ids, groups=groups, over=LOGISTIC, seed=0, n=30),
         efficiency=curves,
+        leads=(curves.lead(REFERENCE, over=LOGISTIC),),
         multiples=(curves.multiple(REFERENCE, over=LOGISTIC, at=300),),
         crossings=(curves.crossing(REFERENCE, over=LOGISTIC),),
         sweeps=(Sweep("prediction gap", "days", tuple(points)),),

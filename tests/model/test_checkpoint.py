@@ -48,7 +48,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def change_config(folder: Path, **changes: Any) -> None:
+    """As a writer would who makes no hash of it."""
     config = json.loads((folder / "config.json").read_text())
+    config.pop("config_sha256", None)
     (folder / "config.json").write_text(json.dumps({**config, **changes}))
 
 
@@ -89,6 +91,9 @@ def test_modules_come_back_bit_for_bit(tmp_path: Path, head: torch.nn.Module) ->
 def test_config_says_what_is_there(folder: Path) -> None:
     config = read_config(folder)
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    own = config.pop("config_sha256")
+    canonical = json.dumps(config, sort_keys=True)
+    assert own == hashlib.sha256(canonical.encode()).hexdigest()
     assert config == {
         "format": 1,
         "encoder": {
@@ -136,6 +141,21 @@ def test_another_format_is_refused(folder: Path) -> None:
     refused(folder, "format 2", "reads format 1", "install the version")
 
 
+@pytest.mark.parametrize("change", [{"vocabulary_sha256": "abd"}, {"more": 1}, {"format": 1.0}])
+def test_an_edited_config_is_refused(folder: Path, change: dict[str, Any]) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config))  # laid out anew
+    load_module(folder, "encoder")
+    path.write_text(json.dumps({**config, **change}))
+    refused(folder, "config.json: changed since it was written", "copy the folder again")
+
+
+def test_a_model_of_hugging_face_is_told_where_to_go(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    refused(folder, "a Hugging Face model (bert)", "medbert convert path=... to=encoder")
+
+
 def test_a_missing_weight_is_refused(folder: Path) -> None:
     change_weights(folder, lambda weights: weights.pop("encoder.norm.bias"))
     refused(folder, "weight encoder.norm.bias is missing")
@@ -166,6 +186,7 @@ def test_a_wrong_shape_is_refused(folder: Path) -> None:
         "medbert.model.encoder.initialise",
         "medbert.model.encoder.Nothing",
         "medbert.nowhere.BertEncoder",
+        "medbert.train.module.TrainingModule",
         "BertEncoder",
     ],
 )

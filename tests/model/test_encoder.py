@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from medbert.model.attention import LengthGroups
-from medbert.model.checkpoint import from_hugging_face, to_hugging_face
+from medbert.model.convert import from_hugging_face, to_hugging_face
 from medbert.model.encoder import BertEncoder, age_row
 from medbert.schema import Batch, InputError
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,10 +11,22 @@ import torch
 import torch.nn.functional as F
 
 from medbert.model.encoder import BertEncoder
-from medbert.model.heads import FrozenLogistic, Head, Pooled, Recurrent, Retain, pool, visit_sums
+from medbert.model.hazards import foretell
+from medbert.model.heads import (
+    Answer,
+    FrozenLogistic,
+    Head,
+    Pooled,
+    Recurrent,
+    Retain,
+    pool,
+    visit_sums,
+)
+from medbert.model.modern import ModernEncoder
 from medbert.schema import Batch, InputError
 
 VOCABULARY, HIDDEN, SIGN = 30, 16, 5
+QUESTION: dict[str, Any] = {"tokens": [9, 11], "gap": 30, "window": 365}
 TRAINED: dict[str, Callable[[], Head]] = {
     "sum": lambda: Pooled(hidden=HIDDEN, pooling="sum"),
     "mean": lambda: Pooled(hidden=HIDDEN, pooling="mean"),
@@ -21,22 +34,21 @@ TRAINED: dict[str, Callable[[], Head]] = {
     "gru": lambda: Recurrent(hidden=HIDDEN, width=8, bidirectional=False),
     "bi_gru": lambda: Recurrent(hidden=HIDDEN, width=8, bidirectional=True),
     "retain": lambda: Retain(hidden=HIDDEN, width=8),
+    "answer": lambda: Answer(hidden=HIDDEN, **QUESTION, pooling="max"),
 }
 
 
-def encoder(*, dropout: float = 0.0) -> BertEncoder:
+def encoder(kind: str = "sum", *, dropout: float = 0.0) -> BertEncoder | ModernEncoder:
+    """One that a head of that kind can stand on."""
     torch.manual_seed(0)
-    return BertEncoder(
-        vocabulary_size=VOCABULARY,
-        layers=1,
-        heads=2,
-        hidden=HIDDEN,
-        feed_forward=16,
-        dropout=dropout,
-        attention_dropout=dropout,
-        positions=32,
-        visits=8,
-    )
+    sizes: dict[str, Any] = {
+        **{"vocabulary_size": VOCABULARY, "layers": 1, "heads": 2, "hidden": HIDDEN},
+        **{"feed_forward": 16, "dropout": dropout, "attention_dropout": dropout},
+        "visits": 8,
+    }
+    if kind == "answer":
+        return ModernEncoder(**sizes, causal=True, edges=[0, 90])
+    return BertEncoder(**sizes, positions=32)
 
 
 def head(kind: str) -> Head:
@@ -59,6 +71,10 @@ def batch(lengths: list[int], *, seed: int = 0) -> Batch:
     first_B = made.offsets_B1[:-1] + (made.lengths_B * torch.rand(len(lengths))).long()
     made.tokens_T[first_B[labels_B]] = SIGN
     return made._replace(labels_B=labels_B.float())
+
+
+def answer(model: Any, given: Batch) -> torch.Tensor:
+    return foretell(model, given, **{**QUESTION, "tokens": torch.tensor(QUESTION["tokens"])})
 
 
 def alone(given: Batch, subject: int) -> Batch:
@@ -97,7 +113,7 @@ def test_unknown_pooling_is_refused() -> None:
 
 @pytest.mark.parametrize("kind", TRAINED)
 def test_a_head_learns_a_separable_toy(kind: str) -> None:
-    model, classifier = encoder(), head(kind)
+    model, classifier = encoder(kind), head(kind)
     given, fresh = (
         batch([4 + i % 5 for i in range(96)]),
         batch([4 + i % 5 for i in range(96)], seed=9),
@@ -115,7 +131,7 @@ def test_a_head_learns_a_separable_toy(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", TRAINED)
 def test_neighbours_do_not_change_a_logit(kind: str) -> None:
-    model, classifier, given = encoder().eval(), head(kind).eval(), batch(RAGGED)
+    model, classifier, given = encoder(kind).eval(), head(kind).eval(), batch(RAGGED)
     together = classifier.logits(model, given)
     for subject in range(len(RAGGED)):
         by_itself = classifier.logits(model, alone(given, subject))
@@ -124,8 +140,9 @@ def test_neighbours_do_not_change_a_logit(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", TRAINED)
 def test_subjects_without_codes_have_a_logit_and_a_gradient(kind: str) -> None:
-    model, classifier, given = encoder(), head(kind), batch([0, 0])
-    torch.testing.assert_close(classifier.logits(model, given), torch.zeros(2))
+    model, classifier, given = encoder(kind), head(kind), batch([0, 0])
+    untaught = answer(model, given) if kind == "answer" else torch.zeros(2)
+    torch.testing.assert_close(classifier.logits(model, given), untaught)
     classifier(model, given).loss.backward()
     assert classifier.output.bias.grad is not None
     classifier.zero_grad()
@@ -135,7 +152,7 @@ def test_subjects_without_codes_have_a_logit_and_a_gradient(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", TRAINED)
 def test_loss_is_the_cross_entropy_of_the_logits(kind: str) -> None:
-    model, classifier, given = encoder(), head(kind), batch(RAGGED)
+    model, classifier, given = encoder(kind), head(kind), batch(RAGGED)
     output = classifier(model, given)
     expected = F.binary_cross_entropy_with_logits(classifier.logits(model, given), given.labels_B)
     torch.testing.assert_close(output.loss, expected)
@@ -145,7 +162,7 @@ def test_loss_is_the_cross_entropy_of_the_logits(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", TRAINED)
 def test_config_builds_the_same_head(kind: str) -> None:
-    model, classifier, given = encoder(), head(kind), batch(RAGGED)
+    model, classifier, given = encoder(kind), head(kind), batch(RAGGED)
     again = type(classifier)(**classifier.config)
     again.load_state_dict(classifier.state_dict())
     assert torch.equal(again.logits(model, given), classifier.logits(model, given))
@@ -183,6 +200,21 @@ def test_retain_is_the_published_formula() -> None:
         torch.testing.assert_close(
             classifier.logits(model, given)[[subject]], expected, atol=1e-5, rtol=1e-5
         )
+
+
+def test_an_answer_starts_as_what_the_encoder_foretells_and_can_be_put_right() -> None:
+    model, classifier, given = encoder("answer"), head("answer"), batch(RAGGED)
+    said = answer(model, given)
+    assert len(said.unique()) == len(RAGGED) - 1  # two have no codes
+    torch.testing.assert_close(classifier.logits(model, given), said, rtol=0, atol=0)
+    with torch.no_grad():
+        classifier.slope.fill_(0.5)
+        classifier.output.bias.fill_(2)
+        classifier.output.weight[0, 3] = 1
+    expected = said / 2 + 2 + pool(model(given), given, "max")[:, 3]
+    torch.testing.assert_close(classifier.logits(model, given), expected)
+    with pytest.raises(ValueError, match="no tokens"):
+        Answer(hidden=HIDDEN, tokens=[], gap=0, window=365)
 
 
 def frozen(pooling: tuple[str, ...] = ("mean", "max")) -> tuple[FrozenLogistic, BertEncoder]:

@@ -27,6 +27,7 @@ SWITCHES: list[dict[str, Any]] = [
     {"time": "none", "ages": False, "sex": False},
     {"visits": 3, "positions": 64},
     {"causal": True, "edges": [0, 30, 365]},
+    {"causal": True, "ever": True},
 ]
 
 
@@ -100,6 +101,10 @@ def _one(model: ModernEncoder, person: Batch) -> torch.Tensor:
         else:
             wide = F.gelu(wide)
         hidden = hidden + wide @ layer.narrow.weight.T
+    if config["ever"]:
+        for place in range(length):
+            known = person.tokens_T[: place + 1].unique()
+            hidden[place] += model.ever.weight[known].sum(0)
     return _normal(hidden, model.final_norm.weight)
 
 
@@ -360,8 +365,10 @@ def test_a_larger_vocabulary_changes_nothing_for_the_old_codes() -> None:
     assert torch.equal(larger(given), small(given))
     expected = small.codes.weight[[4, 5]].mean(0)
     torch.testing.assert_close(larger.codes.weight[VOCABULARY], expected)
-    small = encoder(causal=True, edges=[0, 30])
-    larger = _extended(small, [[4, 5], [7]])
+    small = encoder(causal=True, edges=[0, 30], ever=True)
+    larger = _extended(small, [[4, 5], [7]]).eval()
+    assert torch.equal(larger(given), small(given))
+    torch.testing.assert_close(larger.ever.weight[VOCABULARY], small.ever.weight[[4, 5]].mean(0))
     assert torch.equal(larger.hazards.level_CP[:VOCABULARY], small.hazards.level_CP)
     assert torch.equal(larger.hazards.level_CP[VOCABULARY + 1], small.hazards.level_CP[7])
     assert torch.equal(larger.hazards.edge_P, small.hazards.edge_P)

@@ -1,0 +1,80 @@
+"""``medbert train_detector``: annotated notes to a detector with a recall that was asked for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from medbert.commands.artefacts import artefact, write_json
+from medbert.commands.parts import withheld
+from medbert.schema import InputError
+from medbert.text.augment import augmented
+from medbert.text.notes import Note, read
+from medbert.text.thresholds import F1, METRICS, RECALL, Trained
+
+log = logging.getLogger(__name__)
+
+
+@withheld
+def train_detector(
+    *,
+    notes: str,
+    tuning: str,
+    detector: str,
+    recall: float,
+    labels: Mapping[str, str | None],
+    copies: int,
+    variation: float,
+    format: str,
+    columns: Mapping[str, str | None],
+    encoding: str,
+    crf: Callable[..., Trained],
+    tagger: Callable[..., Trained],
+    seed: int,
+    out: str,
+    overwrite: bool,
+    settings: dict[str, Any],
+) -> dict[str, Any]:
+    """Writes ``out`` (the detector and metrics.json) and returns its metrics.
+
+    These are, at both operating points, of the tuning notes: they chose the thresholds, so the
+    numbers of other notes (``medbert score_deid``) will be somewhat lower.
+    """
+    kinds = {"crf": crf, "tagger": tagger}
+    if detector not in kinds:
+        raise InputError(f"detector={detector}: choose one of {', '.join(kinds)}")
+    named = {field: name for field, name in columns.items() if name}
+
+    def labelled(path: str) -> list[Note]:
+        found = read(path, format=format, columns=named, encoding=encoding)
+        return [_renamed(note, labels) for note in found if note.spans is not None]
+
+    train, judged = labelled(notes), labelled(tuning)
+    if shared := len({note.text for note in train} & {note.text for note in judged}):
+        raise InputError(f"{tuning}: {shared} of its notes are in {notes} too; keep them apart")
+    with artefact(out, overwrite=overwrite, settings=settings) as folder:
+        more = augmented(train, copies=copies, variation=variation, seed=seed)
+        made = kinds[detector](more, **({"seed": seed} if detector == "tagger" else {}))
+        points = made.tune(judged, recall=recall)
+        made.save(folder)
+        told = {"recall_asked_for": recall, "notes": len(train), "tuning_notes": len(judged)}
+        write_json(folder / METRICS, metrics := {**told, "on_tuning": points})
+    for point in (F1, RECALL):
+        log.info("at %s on %d tuning notes: %s", point, len(judged), _summary(points[point]))
+    log.info("made %s; next: medbert deidentify in=notes/ detector.trained=%s out=clean/", out, out)
+    return metrics
+
+
+def _renamed(note: Note, labels: Mapping[str, str | None]) -> Note:
+    spans = ((span, labels.get(span.label, span.label)) for span in note.spans or ())
+    return note._replace(spans=tuple(span._replace(label=name) for span, name in spans if name))
+
+
+def _summary(point: Mapping[str, Any]) -> str:
+    token, strict = point["measures"]["token"], point["measures"]["strict typed"]
+    documents = point["documents"]
+    return (
+        f"strict F1 {strict['f1']:.3f}, token recall {token['recall']:.4f}, precision "
+        f"{token['precision']:.4f}, {documents['leaking']} of {documents['with_phi']} notes leak"
+    )
