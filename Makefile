@@ -30,7 +30,7 @@ encoder: .venv/installed ## train the small encoder that is shipped, on an inven
 	$(BIN)/medbert synthesize n_subjects=100000 seed=31 out=$(SHIPPED)/events overwrite=true
 	$(BIN)/medbert prepare source=meds source.path=$(SHIPPED)/events out=$(SHIPPED)/store overwrite=true
 	$(BIN)/medbert pretrain store=$(SHIPPED)/store experiment=foretell out=$(SHIPPED)/encoder overwrite=true
-	$(BIN)/python -c "import medbert; medbert.Encoder.from_pretrained('$(SHIPPED)/encoder').save_pretrained('data_synthetic/encoder', overwrite=True)"
+	$(BIN)/python -c "import medbert; medbert.Encoder.from_pretrained('$(SHIPPED)/encoder').save_pretrained('data_synthetic/encoder', overwrite=True, license='apache-2.0', data_statement='100,000 invented lives (medbert synthesize, seed 31): no records of people.')"
 
 test: .venv/installed ## run the tests
 	$(BIN)/python -m pytest

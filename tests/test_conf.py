@@ -29,6 +29,7 @@ VERB_OF_GROUP = {
     "baseline": "evaluate",
     "detector": "deidentify",
     "operators": "deidentify",
+    "learner": "train_detector",
 }
 CHOICES = sorted(
     (f.parent.name, f.stem) for group in VERB_OF_GROUP for f in CONF.glob(f"{group}/*.yaml")

@@ -38,7 +38,8 @@ class Attack:
         objective: Any = load_objective(folder, records, hidden=encoder.hidden).eval()
         self.encoder, self.objective = encoder.to(self.device), objective.to(self.device)
         static = any(getattr(term, "static", False) for term in objective.terms.values())
-        self.draws = 1 if static else draws  # one copy of a row is masked as it was in training
+        self.draws = draws
+        self.copies = 1 if static else draws  # the first one is masked as it was in training
         self.store, self.max_tokens = begun["store"], begun["max_tokens"]
         self.data = {
             split: training_sequences(records, split, self.max_tokens, n_subjects=n)
@@ -96,7 +97,7 @@ class Attack:
 
         def work() -> Iterator[int]:
             for index in indices:
-                found.append(self._loss(data[np.full(self.draws, index)]))
+                found.append(self._loss(data[np.full(self.copies, index)]))
                 yield int(data.lengths[index])
 
         for _ in follow(work(), f"losses of {self.folder.name}", len(indices)):

@@ -21,7 +21,7 @@ def train_detector(
     *,
     notes: str,
     tuning: str,
-    detector: str,
+    learner: Callable[..., Trained],
     recall: float,
     labels: Mapping[str, str | None],
     copies: int,
@@ -29,8 +29,6 @@ def train_detector(
     format: str,
     columns: Mapping[str, str | None],
     encoding: str,
-    crf: Callable[..., Trained],
-    tagger: Callable[..., Trained],
     seed: int,
     out: str,
     overwrite: bool,
@@ -41,9 +39,6 @@ def train_detector(
     These are, at both operating points, of the tuning notes: they chose the thresholds, so the
     numbers of other notes (``medbert score_deid``) will be somewhat lower.
     """
-    kinds = {"crf": crf, "tagger": tagger}
-    if detector not in kinds:
-        raise InputError(f"detector={detector}: choose one of {', '.join(kinds)}")
     named = {field: name for field, name in columns.items() if name}
 
     def labelled(path: str) -> list[Note]:
@@ -54,8 +49,7 @@ def train_detector(
     if shared := len({note.text for note in train} & {note.text for note in judged}):
         raise InputError(f"{tuning}: {shared} of its notes are in {notes} too; keep them apart")
     with artefact(out, overwrite=overwrite, settings=settings) as folder:
-        more = augmented(train, copies=copies, variation=variation, seed=seed)
-        made = kinds[detector](more, **({"seed": seed} if detector == "tagger" else {}))
+        made = learner(augmented(train, copies=copies, variation=variation, seed=seed))
         points = made.tune(judged, recall=recall)
         made.save(folder)
         told = {"recall_asked_for": recall, "notes": len(train), "tuning_notes": len(judged)}

@@ -127,7 +127,7 @@ class Tagger(Trained):
         cls,
         notes: Iterable[Note],
         *,
-        base: str | None,
+        base: str,
         epochs: int = 4,
         learning_rate: float = 3e-5,
         warmup: float = 0.1,
@@ -142,8 +142,6 @@ class Tagger(Trained):
         The loss sees the first piece of each word. The rate rises over the share ``warmup`` of the
         steps, then falls linearly to nothing.
         """
-        if base is None:
-            raise InputError("tagger.base=: give the folder of the encoder to start from")
         notes = [note for note in notes if note.spans is not None]
         tags = tags_of(span for note in notes for span in note.spans or ())
         torch.manual_seed(seed)

@@ -176,7 +176,7 @@ def test_the_verb_trains_tells_and_refuses_notes_that_it_was_trained_on(tmp_path
 
     for file, some in (("train", notes(30, seed=0)), ("tuning", notes(10, seed=1))):
         write(some, tmp_path / f"{file}.jsonl", format="jsonl", fields=("note_id", "text", "spans"))
-    given = {"notes": str(tmp_path / "train.jsonl"), "crf": {"max_iterations": 20}}
+    given = {"notes": str(tmp_path / "train.jsonl"), "learner": {"max_iterations": 20}}
     made = {"out": str(tmp_path / "detector"), "recall": 0.95, "copies": 1}
     told = medbert.train_detector(
         "+labels.DATE=null", **given, **made, tuning=str(tmp_path / "tuning.jsonl")
@@ -187,7 +187,3 @@ def test_the_verb_trains_tells_and_refuses_notes_that_it_was_trained_on(tmp_path
     assert detector.tags == ["O", "B-NAME", "I-NAME"]
     with pytest.raises(InputError, match="keep them apart"):
         medbert.train_detector(**given, **made, tuning=given["notes"], overwrite=True)
-    with pytest.raises(InputError, match="choose one of crf, tagger"):
-        medbert.train_detector(
-            **given, **made, tuning=str(tmp_path / "tuning.jsonl"), detector="hmm", overwrite=True
-        )

@@ -15,7 +15,7 @@ from pyarrow import parquet
 from medbert.schema import InputError
 from medbert.text.notes import Note, Options, chosen, files, lines, note_of
 
-_ROWS = 256  # of a Parquet file at once
+_ROWS, _GROUP = 64, 512  # of a Parquet file at once: read, written
 _SEPARATORS = "\t;,|"
 
 
@@ -101,6 +101,6 @@ def write(notes: Iterable[Note], path: Path, options: Options) -> None:
         ]
     )
     with parquet.ParquetWriter(path, schema) as writer:
-        while some := list(islice(rows, _ROWS)):
+        while some := list(islice(rows, _GROUP)):
             values = [dict(zip(names, row, strict=True)) for row in some]
             writer.write_table(pa.Table.from_pylist(values, schema=schema))
