@@ -111,7 +111,7 @@ def deidentify(
     shutil.rmtree(Path(out) / "work")
     if failed := told.counts["notes_failed"]:
         log.warning("%d notes failed and are left out; see %s/failed.jsonl", failed, out)
-    log.info("made %s; next: medbert score_deid gold=... found=%s out=score/", out, out)
+    log.info("made %s; next: medbert score deid gold=... found=%s out=score/", out, out)
     return told.summary()
 
 

@@ -121,7 +121,7 @@ def _verb_help(verb: str, words: list[str]) -> str:
     lines = [f"{name}: {VERBS[verb]}", "", f"usage: {name} [setting=value ...]"]
     if words:
         return "\n".join([*lines, "", _composed(verb, words)])
-    choices, _, settings = text.rpartition("_target_: ")
+    choices, _, settings = text.partition("\n_target_: ")
     chosen = re.findall(r"^  - (\w+)(?:@\S+)?: *(\S+)", choices, flags=re.MULTILINE)
     for group in dict.fromkeys(name for name, _ in chosen):
         default = ", ".join(choice for name, choice in chosen if name == group)
@@ -130,7 +130,7 @@ def _verb_help(verb: str, words: list[str]) -> str:
         texts = {f.name.removesuffix(".yaml"): f.read_text(encoding="utf-8") for f in files}
         width = max(map(len, texts))
         lines += [f"    {name:<{width}}  {_about(text)}" for name, text in sorted(texts.items())]
-    own = settings.partition("\n")[2]
+    own = re.sub(r"^ *_\w+_: .*\n", "", settings.partition("\n")[2], flags=re.MULTILINE)
     lines += ["", "settings (???: must be given)", textwrap.indent(own.rstrip(), "    "), ""]
     lines.append(f"Name choices before --help to see their settings: {name} ... --help\n")
     return "\n".join(lines)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
-from pyarrow import csv as arrow_csv
 from pyarrow import parquet
 
 from medbert.schema import InputError
@@ -34,7 +32,10 @@ class Persons:
         if path is None:
             return cls(pa.table({}), "")
         try:
-            table = parquet.read_table(path) if path.endswith(".parquet") else _csv(Path(path))
+            if path.endswith(".parquet"):
+                table = parquet.read_table(path)
+            else:  # as text: a number may begin with 0
+                table = pa.Table.from_pandas(pd.read_csv(path, dtype=str, encoding="utf-8-sig"))
         except (pa.ArrowException, OSError, ValueError):
             raise InputError(f"known={path}: no CSV or Parquet table can be read there") from None
         names = {patient, *COLUMNS["patient_id"]}
@@ -47,11 +48,3 @@ class Persons:
         for note in notes:
             rows = self._rows.get(note.patient_id or "")
             yield (self.table.take(rows).to_pydict() if rows else None,)
-
-
-def _csv(path: Path) -> pa.Table:
-    """All columns as text: a number may begin with 0."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        names = next(csv.reader(file), [])
-    as_text = arrow_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
-    return arrow_csv.read_csv(path, convert_options=as_text)

@@ -144,7 +144,7 @@ def test_what_the_person_table_knows_is_found(tmp_path):
         assert "knall" in (tmp_path / "out" / "notes" / "3-1.txt").read_text()
     with pytest.raises(InputError, match="pincode"):
         run(tmp_path / "in", tmp_path / "other", known=tmp_path / "persons.parquet")
-    (tmp_path / "persons.csv").write_text(f"patient_id,name\n1,{NAMES[0]}\n2\n")
+    (tmp_path / "persons.csv").write_text(f'patient_id,name\n1,"{NAMES[0]}\n')
     with pytest.raises(InputError, match="no CSV or Parquet") as caught:
         run(tmp_path / "in", tmp_path / "other", known=tmp_path / "persons.csv")
     assert NAMES[0] not in str(caught.value)
