@@ -25,6 +25,7 @@ class Note(NamedTuple):
     kind: str | None = None
     language: str | None = None
     spans: tuple[Span, ...] | None = None
+    site: str | None = None
 
 
 FORMATS = {  # the file endings of each
@@ -44,6 +45,7 @@ COLUMNS = {  # what each field is called, where nobody says otherwise
     "time": ("time",),
     "kind": ("kind",),
     "language": ("language",),
+    "site": ("site",),
 }
 
 
@@ -217,7 +219,7 @@ def note_of(row: Mapping[str, Any], columns: Mapping[str, str], *, where: str) -
         raise InputError(f"{where}: no {'note id' if isinstance(text, str) else 'text'}")
     if not text.isascii() and re.search("[\ud800-\udfff]", text):
         raise InputError(f"{where}: the text holds half a character (a lone surrogate)")
-    for field in ("note_id", "patient_id", "kind", "language"):
+    for field in ("note_id", "patient_id", "kind", "language", "site"):
         given[field] = None if given.get(field) in (None, "") else str(given[field])
     given["time"] = _time(given.get("time"), where)
     spans = row.get("spans")
