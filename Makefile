@@ -32,8 +32,8 @@ encoder: .venv/installed ## train the small encoder that is shipped, on an inven
 	$(BIN)/medbert pretrain store=$(SHIPPED)/store experiment=foretell out=$(SHIPPED)/encoder overwrite=true
 	$(BIN)/python -c "import medbert; medbert.Encoder.from_pretrained('$(SHIPPED)/encoder').save_pretrained('data_synthetic/encoder', overwrite=True, license='apache-2.0', data_statement='100,000 invented lives (medbert synthesize, seed 31): no records of people.')"
 
-test: .venv/installed ## run the tests
-	$(BIN)/python -m pytest
+test: .venv/installed ## run the tests, a process a core, one thread each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --dist loadfile
 
 check: .venv/installed ## lint, format and types
 	$(BIN)/ruff check .
