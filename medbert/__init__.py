@@ -58,6 +58,7 @@ __all__ = [
     "pretrain",
     "score_deid",
     "synthesize",
+    "synthesize_notes",
     "train_detector",
     "vocabulary_extend",
 ]

@@ -9,6 +9,7 @@ from typing import Any
 
 VERBS = {
     "synthesize": "invent a cohort with a known truth (MEDS)",
+    "synthesize_notes": "invented notes in three languages, with the PHI in them marked",
     "prepare": "records to a token store: codes, vocabulary, splits",
     "inspect": "what is in a store, what was wrong with it, what to change: a dataset card",
     "plan": "how long a pretraining would take here, from a few measured steps",

@@ -70,7 +70,7 @@ class Mention(NamedTuple):
 
 
 @cache
-def _lists(language: str) -> dict[str, tuple[str, ...]]:
+def lists_of(language: str) -> dict[str, tuple[str, ...]]:
     file = files("medbert.text") / "data" / "surrogates" / f"{language}.yaml"
     lists = yaml.safe_load(file.read_text(encoding="utf-8"))
     return {
@@ -82,14 +82,14 @@ def _lists(language: str) -> dict[str, tuple[str, ...]]:
 @cache
 def _sexes() -> dict[str, str]:
     """Given names in any language -> F, M; those of both sexes are not in it."""
-    of = {s: {n.casefold() for x in _LANGUAGES for n in _lists(x)[s]} for s in ("female", "male")}
+    of = {s: {n.casefold() for x in _LANGUAGES for n in lists_of(x)[s]} for s in ("female", "male")}
     women, men = of["female"] - of["male"], of["male"] - of["female"]
     return dict.fromkeys(women, "F") | dict.fromkeys(men, "M")
 
 
 @cache
 def _titles() -> frozenset[str]:
-    return frozenset(title for language in _LANGUAGES for title in _lists(language)["titles"])
+    return frozenset(title for language in _LANGUAGES for title in lists_of(language)["titles"])
 
 
 def _fold(word: str) -> str:
@@ -148,7 +148,7 @@ class Surrogates:
     def _lists(self, mention: Mention) -> dict[str, tuple[str, ...]]:
         own = re.split("[-_]", (mention.whose.language or "").lower())[0]
         own = "nb" if own == "no" else own
-        return _lists(own if own in _LANGUAGES else self.language)
+        return lists_of(own if own in _LANGUAGES else self.language)
 
     def _draw(self, mention: Mention, word: str, *more: str | int) -> int:
         """A number that stands for a word as long as its surrogate does not change."""

@@ -10,7 +10,7 @@ import pytest
 from medbert.schema import InputError, Span
 from medbert.text.ids import adds_up
 from medbert.text.redact import Redacted, redact
-from medbert.text.surrogates import STRATEGIES, Mention, Surrogates, Whose, _lists, _sexes
+from medbert.text.surrogates import STRATEGIES, Mention, Surrogates, Whose, _sexes, lists_of
 
 KEY = b"a secret of more than sixteen bytes"
 WHOSE = Whose(patient="17", note="n1", language="en", names=("John Smith", "Mary-Ann O'Brien"))
@@ -41,7 +41,7 @@ def test_genitives_keep_their_ending():
     whose = Whose(patient="1", language="nb", names=("Kari Nordmann",))
     assert surrogate("Karis", whose=whose) == surrogate("Kari", whose=whose) + "s"
     assert surrogate("Nordmanns", whose=whose) == surrogate("Nordmann", whose=whose) + "s"
-    assert surrogate("Anders", whose=whose) in _lists("nb")["male"]
+    assert surrogate("Anders", whose=whose) in lists_of("nb")["male"]
 
 
 def test_the_same_in_every_note_and_process_but_not_for_another_patient_or_key():
@@ -61,13 +61,13 @@ def test_given_name_and_surname_in_two_spans_are_one_name():
     text = "Ottbjart Fiskevik kom. Ottbjart gikk."
     spans = [Span(0, 8, "NAME"), Span(9, 17, "NAME"), Span(23, 31, "NAME")]
     words = redact(text, spans, {"NAME": MAKE}, whose=Whose("1", language="nb")).text.split()
-    assert words[0] == words[3] and words[0] in _lists("nb")["female"] + _lists("nb")["male"]
-    assert words[1] in _lists("nb")["surnames"]
+    assert words[0] == words[3] and words[0] in lists_of("nb")["female"] + lists_of("nb")["male"]
+    assert words[1] in lists_of("nb")["surnames"]
 
 
 @pytest.mark.parametrize("language", ["nb", "nn", "en", "de", "es"])
 def test_sex_and_language_are_kept(language):
-    lists = _lists(language)
+    lists = lists_of(language)
     for listed, sex in (("female", "F"), ("male", "M")):
         whose = Whose(patient="3", language=f"{language}-XX")
         for name in [n for n in lists[listed] if _sexes().get(n.casefold()) == sex][:40]:
@@ -83,7 +83,7 @@ def test_a_language_without_lists_has_those_of_the_default():
     norwegian = Surrogates(key=KEY, language="nb")
     for language in (None, "fi", "no", "no_NO"):
         found = surrogate("Zyxw", whose=Whose(language=language), make=norwegian)
-        assert found in {*_lists("nb")["surnames"]}
+        assert found in {*lists_of("nb")["surnames"]}
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_an_unknown_strategy_or_language_is_refused():
 
 @pytest.mark.parametrize("language", ["nb", "nn", "en", "de", "es"])
 def test_the_lists_are_clean_and_long_enough(language):
-    lists = _lists(language)
+    lists = lists_of(language)
     for name, least in {"female": 100, "male": 100, "surnames": 100, "places": 50}.items():
         assert len(lists[name]) == len(set(lists[name])) >= least
     for words in lists.values():
