@@ -158,7 +158,7 @@ def _typed(pieces: list[Piece], *, random: Random, noise: float) -> tuple[str, t
 
 def _swapped(random: Random) -> Callable[[re.Match[str]], str]:
     def swap(letters: re.Match[str]) -> str:
-        a, b, c = letters[0]
+        a, b, c = [*letters[0]]
         return f"{b}{a}{c}" if random.random() < 0.05 else letters[0]
 
     return swap
