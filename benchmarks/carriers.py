@@ -6,8 +6,8 @@ A CRF that has seen templates alone takes every unknown word with a capital for 
 reads sections of notes without PHI (MTS-Dialog, CC BY 4.0), exam questions (NorMedQA, CC BY 4.0),
 and people and places in running Norwegian text (NorNE, CC0, over the sentences of the Norwegian
 Dependency Treebank, CC BY-SA 4.0 as in Universal Dependencies), which become other people and
-places first. Dates, ages and numbers are not marked in them, so only names and places can be learnt.
-None of these texts is shipped.
+places first. Dates, ages and numbers are not marked in them, so only names and places can be
+learnt. None of these texts is shipped.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def _questions(path: Path) -> Iterator[Note]:
 
 def _named(path: Path) -> Iterator[Note]:
     """Sentences with names, some of them together, with other names in their place."""
-    text = gzip.open(path, "rt", encoding="utf-8").read()
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        text = file.read()
     sentences = [s for s in map(_sentence, text.split("\n\n")) if s and s[1]]
     for i in range(0, len(sentences) - _SENTENCES, _SENTENCES):
         whole, spans = "", []

@@ -11,6 +11,7 @@ from medbert.commands.parts import withheld
 from medbert.schema import InputError
 from medbert.text.augment import augmented
 from medbert.text.notes import Note, read
+from medbert.text.spans import coarse
 from medbert.text.thresholds import F1, METRICS, RECALL, Trained
 
 log = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ def train_detector(
     learner: Callable[..., Trained],
     recall: float,
     labels: Mapping[str, str | None],
+    fine: bool,
     copies: int,
     variation: float,
     format: str,
@@ -43,7 +45,7 @@ def train_detector(
 
     def labelled(path: str) -> list[Note]:
         found = read(path, format=format, columns=named, encoding=encoding)
-        return [_renamed(note, labels) for note in found if note.spans is not None]
+        return [_renamed(note, labels, fine) for note in found if note.spans is not None]
 
     train, judged = labelled(notes), labelled(tuning)
     if shared := len({note.text for note in train} & {note.text for note in judged}):
@@ -60,9 +62,14 @@ def train_detector(
     return metrics
 
 
-def _renamed(note: Note, labels: Mapping[str, str | None]) -> Note:
-    spans = ((span, labels.get(span.label, span.label)) for span in note.spans or ())
-    return note._replace(spans=tuple(span._replace(label=name) for span, name in spans if name))
+def _renamed(note: Note, labels: Mapping[str, str | None], fine: bool) -> Note:
+    """``labels`` may name a label whole, or up to its colon."""
+    spans = []
+    for span in note.spans or ():
+        kind = coarse(span.label)
+        name = labels.get(span.label, labels.get(kind, span.label if fine else kind))
+        spans += [span._replace(label=name)] if name else []
+    return note._replace(spans=tuple(spans))
 
 
 def _summary(point: Mapping[str, Any]) -> str:
