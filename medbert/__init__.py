@@ -39,6 +39,7 @@ __all__ = [
     "MedBertEmbedder",
     "Store",
     "Unfinished",
+    "adapt",
     "audit",
     "audit_plant",
     "benchmark",
@@ -59,6 +60,7 @@ __all__ = [
     "score_deid",
     "synthesize",
     "synthesize_notes",
+    "tokenizer_train",
     "train_detector",
     "vocabulary_extend",
 ]

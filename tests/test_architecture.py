@@ -77,13 +77,13 @@ def test_the_house_stays_small():
     The core is larger: exact resuming, several devices, the fast paths, two encoders and the plan
     of a run took 2,600 lines; conditions, outcomes, the linter and the statistics 2,500; the
     benchmark, its report and the foretelling of codes 2,600; the audit and private training 1,000;
-    conversion to other formats 600; the verbs of de-identification 800. Of the leaves,
-    invented notes took 450.
+    conversion to other formats 600; the verbs of de-identification 800, of text encoders 600.
+    Of the leaves, invented notes took 450, text encoders 1,050.
     """
     lines = {f.relative_to(PACKAGE).as_posix(): f.read_text("utf-8").count("\n") for f in FILES}
     core = sum(n for name, n in lines.items() if not name.startswith(LEAVES))
     if core > 7_000:
         warnings.warn(f"the core has {core} lines; the guide is 7,000", stacklevel=1)
-    assert core <= 19_300 and sum(lines.values()) <= 31_100
-    assert len(list((ROOT / "conf").rglob("*.yaml"))) <= 81
+    assert core <= 19_950 and sum(lines.values()) <= 32_800
+    assert len(list((ROOT / "conf").rglob("*.yaml"))) <= 92
     assert not [f for f in FILES if f.stem in ("utils", "helpers", "common", "misc")]

@@ -30,6 +30,8 @@ VERB_OF_GROUP = {
     "detector": "deidentify",
     "operators": "deidentify",
     "learner": "train_detector",
+    "text_objective": "adapt",
+    "architecture": "adapt",
 }
 CHOICES = sorted(
     (f.parent.name, f.stem) for group in VERB_OF_GROUP for f in CONF.glob(f"{group}/*.yaml")

@@ -23,6 +23,8 @@ VERBS = {
     "benchmark": "a store and a task to a report: curves, sweeps, other times and places",
     "audit_plant": "a copy of a store with made-up subjects in it: does an encoder memorise them?",
     "audit": "may an encoder leave the hospital? membership, canaries, identifiers; a verdict",
+    "tokenizer_train": "learn a vocabulary of word pieces from text",
+    "adapt": "continue the pretraining of a text BERT on a corpus of notes",
     "deidentify": "notes without the PHI that rules, word lists and detectors find in them",
     "train_detector": "a detector of PHI from annotated notes, with a recall that is asked for",
     "score_deid": "what was found in notes beside their gold: leaks, recall, what was lost",

@@ -70,7 +70,7 @@ def pretrain(
     """
     if privacy is not None and ckpt_path is not None:
         raise InputError("ckpt_path: weights that were learned without privacy cannot be a start")
-    deadline = _deadline(time_limit)
+    deadline = deadline_of(time_limit)
     records, writes = Store(store), first_process()
     with artefact(
         out, overwrite=overwrite, settings=settings, resumable=True, free=_FREE, writes=writes
@@ -179,7 +179,7 @@ def _losses(logs: Path) -> list[float]:
     return [by_epoch[epoch] for epoch in sorted(trained & by_epoch.keys())]
 
 
-def _deadline(time_limit: str | int | None) -> float | None:
+def deadline_of(time_limit: str | int | None) -> float | None:
     """When to stop, by ``time.monotonic()``; YAML reads 02:30:00 as a number of seconds."""
     if time_limit is None:
         return None

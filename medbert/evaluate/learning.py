@@ -14,21 +14,29 @@ def draw(
     losses: Sequence[float],
     references: Mapping[str, float],
     by_frequency: Sequence[Mapping[str, float]],
+    at: Sequence[int] | None = None,
 ) -> None:
-    """Writes a PNG: tuning losses (nats) by epoch beside lines that ``references`` name, and the
-    share of hidden codes found, from the commonest group of codes to the rarest."""
+    """Writes a PNG: tuning losses (nats) by epoch (or ``at`` steps) beside those ``references``
+    name, and the share of hidden codes found, where there are groups of codes."""
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(FONT):
-        figure = Figure(figsize=(9, 3.6), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        left.plot(range(1, len(losses) + 1), losses, "o-", color=COLOURS[0], label="encoder")
+        figure = Figure(figsize=(9 if by_frequency else 4.5, 3.6), layout="constrained")
+        panels = figure.subplots(1, 2 if by_frequency else 1, squeeze=False)[0]
+        left, right = panels[0], panels[-1]
+        epochs = at or range(1, len(losses) + 1)
+        left.plot(epochs, losses, "o-", color=COLOURS[0], label="encoder")
         for (name, level), colour in zip(references.items(), COLOURS[1:], strict=False):
             left.axhline(level, color=colour, linestyle="--", linewidth=1.2, label=name)
-        left.set(xlabel="epoch", ylabel="loss on hidden codes (nats)", title="Tuning subjects")
+        asked = "tokens" if at else "codes"
+        left.set(xlabel="step" if at else "epoch", ylabel=f"loss on hidden {asked} (nats)")
+        left.set_title("Tuning documents" if at else "Tuning subjects")
         left.locator_params(axis="x", integer=True)
         left.legend(frameon=False, fontsize=8.5)
+        if not by_frequency:
+            figure.savefig(path, dpi=120)
+            return
 
         places = range(len(by_frequency))
         for share, colour, label in (

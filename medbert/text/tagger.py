@@ -57,7 +57,7 @@ class Tagger(Trained):
         probe = tokenizer("0", return_special_tokens_mask=True)
         here, ids = probe["special_tokens_mask"].index(0), probe["input_ids"]
         self.around = ids[:here], [i for i in ids[here:] if i in tokenizer.all_special_ids]
-        self.length = _longest(model.config, tokenizer) - sum(map(len, self.around))
+        self.length = longest(model.config, tokenizer) - sum(map(len, self.around))
         self.overlap, self.batch_size = min(overlap, self.length // 2), batch_size
 
     def score(self, text: str) -> Scored:
@@ -254,7 +254,7 @@ def iob2(labels: dict[int, str]) -> tuple[list[str], list[int]]:
     return tags, [tags.index(name) for name in ours]
 
 
-def _longest(config: Any, tokenizer: Any) -> int:
+def longest(config: Any, tokenizer: Any) -> int:
     """In pieces. RoBERTa counts its positions from behind that of padding."""
     positions = getattr(config, "max_position_embeddings", None) or _LONGEST
     if "roberta" in str(config.model_type):

@@ -27,7 +27,8 @@ class EpochLine(pl.Callback):
     """Logs a line per epoch: tuning metrics beside what chance would score, speed, memory, time.
 
     ``visit_pairs``: the loss (nats) that pairs of codes alone reach on the same hidden codes.
-    ``places``: how many places attention has for a batch; with it padding is told. Adds the metric
+    ``places``: how many places attention has for a batch; with it padding is told. ``unit``: what
+    the rows of a batch are. Adds the metric
     ``tuning/stay_auroc`` where the objective has a prolonged-stay term. Without a progress bar, a
     line comes every half a minute inside long epochs too.
     """
@@ -37,8 +38,9 @@ class EpochLine(pl.Callback):
         *,
         visit_pairs: float | None = None,
         places: Callable[[Batch], int] | None = None,
+        unit: str = "subjects",
     ) -> None:
-        self.visit_pairs, self.places = visit_pairs, places
+        self.visit_pairs, self.places, self.unit = visit_pairs, places, unit
         self._begun = self._said = time.perf_counter()
         self._tokens = self._subjects = self._first_step = 0
         self._seconds = self._epoch_begun = 0.0
@@ -122,7 +124,7 @@ class EpochLine(pl.Callback):
         per_s = trainer.world_size / max(self._seconds, 1e-9)
         parts = [
             f"{self._tokens * per_s:,.0f} tokens/s",
-            f"{self._subjects * per_s:,.0f} subjects/s",
+            f"{self._subjects * per_s:,.0f} {self.unit}/s",
         ]
         if self._real:
             parts.append(f"padding in attention {100 * (self._padded / self._real - 1):.1f}%")

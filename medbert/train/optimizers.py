@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from medbert.schema import InputError
+
+_SHAPES = ("linear", "cosine")
 
 
 def adamw(
@@ -19,8 +23,12 @@ def adamw(
     warmup: float,
     encoder_lr_factor: float,
     lazy_rows: bool,
+    shape: str = "linear",
+    floor: float = 0.0,
+    betas: Sequence[float] = (0.9, 0.999),
 ) -> dict[str, Any]:
-    """AdamW over ``module.encoder`` and ``module.objective``, warmed up, then decayed to zero.
+    """AdamW over ``module.encoder`` and ``module.objective``, warmed up, then decayed to ``floor``
+    (a share of ``lr``) along a line or, by ``shape``, a cosine.
 
     ``warmup`` is a share of all steps when below 1, else a number of steps. The encoder learns at
     ``lr * encoder_lr_factor``. Vectors (biases, LayerNorm) are not decayed (Devlin 2019).
@@ -38,11 +46,16 @@ def adamw(
         matrices, vectors = [p for p in fresh if p.ndim > 1], [p for p in fresh if p.ndim <= 1]
         groups.append({"params": matrices, "lr": rate, "weight_decay": weight_decay})
         groups.append({"params": vectors, "lr": rate, "weight_decay": 0.0})
-    optimizer = RowAdamW([g for g in groups if g["params"]], fused=True)
+    if shape not in _SHAPES:
+        raise InputError(f"shape={shape}: choose one of {', '.join(_SHAPES)}")
+    chosen = [g for g in groups if g["params"]]
+    optimizer = RowAdamW(chosen, betas=(betas[0], betas[1]), fused=True)
     warm = max(1, round(warmup * total_steps if warmup < 1 else warmup))
 
     def factor(step: int) -> float:
-        return min((step + 1) / warm, max(0.0, (total_steps - step) / max(1, total_steps - warm)))
+        left = min(1.0, max(0.0, (total_steps - step) / max(1, total_steps - warm)))
+        left = left if shape == "linear" else (1 - math.cos(math.pi * left)) / 2
+        return min((step + 1) / warm, floor + (1 - floor) * left)
 
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     return {
