@@ -93,13 +93,13 @@ class Cast:
     def phi(self, slot: str, time: datetime) -> tuple[str, str] | None:
         """The text of a slot of PHI and its label; None: the slot is a word of the grammar."""
         name, _, form = slot.partition(".")
-        patient = self.me
+        patient, others = self.me, [one for one in self.kin if one is not self.relative]
         people: Mapping[str, Callable[[], tuple[Person, str]]] = {
             "patient": lambda: (patient, "NAME:PATIENT"),
             "doctor": lambda: (self.random.choice(self.staff[:4]), "NAME:CLINICIAN"),
             "nurse": lambda: (self.random.choice(self.staff[4:]), "NAME:CLINICIAN"),
             "kin": lambda: (self.relative, "NAME:RELATIVE"),
-            "kin2": lambda: (self.random.choice(self.kin), "NAME:RELATIVE"),
+            "kin2": lambda: (self.random.choice(others), "NAME:RELATIVE"),
         }
         if name in people:
             person, label = people[name]()
@@ -180,7 +180,9 @@ class Cast:
             street, number = random.choice(self.lists["streets"]), random.randint(1, 180)
             if self.wide and random.random() < 0.6:
                 street = random.choice(self.forms["roads"]).format(name=self._surname())
-            return str(self.forms["street"].format(street=street, number=number))
+            apartment = random.randint(1, 999)
+            form = random.choice(self.forms["streets"])
+            return str(form.format(street=street, number=number, apartment=apartment))
         return self._number("postcode")
 
     def _clinic(self) -> str:

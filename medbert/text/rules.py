@@ -56,17 +56,19 @@ PERSON = (
 )
 WORD = rf"{LETTERS}(?:[-'’.]{LETTERS}){{0,3}}+\.?"  # in any case
 WORDS = rf"({WORD}(?:,? {WORD}(?!\w*\s?:)){{0,3}})"
-RUN = rf"{CAP}\.?(?:(?: & |[-/ ]| (?:of|and|for|the|de|del|i|og) )(?!{M}){CAP}\.?){{0,5}}"
+RUN = rf"{CAP}\.?-?(?:(?: & |[-/ ]| (?:of|and|for|the|de|del|i|og) )(?!{M}){CAP}\.?-?){{0,5}}"
 IS = (
     r"(?i:(?:[ -]?(?:number|nummer|num|no|nr|id|is|er|code|kode|info)\b\.?){0,2}\s?[:#=]*\s*"
     r"(?:is |er )?)"
 )
 CODE = r"(#?(?:[A-Za-z]{1,6}[-/]?)?\d[\dA-Za-z]{0,30}(?:[-/]\n?[\dA-Za-z]{1,30}){0,5})"
-DIAL = r"(\(?\+?\d[\d \xa0()./-]{4,18}\d)"
+DIAL = r"(\(?\+?\d[\d \xa0()./-]{4,18}\d(?: ?(?:x|ext\.?) ?\d{1,5})?)"
 ENHET = rf"(?i:{any_of('enhet')})(?:et|en|a)?\b"  # the end of a Norwegian care unit's name
 DEPARTMENT = rf"\w{{0,20}}(?i:{any_of('department')})\w{{0,30}}+\.?-?"
 PART = rf"(?:,? (?:(?:og|for|i|-|–) )?(?:{DEPARTMENT}|(?!{M}){CAP}))*"  # what may follow it
 STATE = rf"(?:{any_of('state')})"
+FLAT = r"(?i:apt|suite|unit|box|flat|leil)\.? ?(?:\d{1,4}[A-Z]?|H\d{4})\b"
+ADDRESS = rf"(?=[^\n]{{0,60}}\d)(?:\d{{1,5}} )?{CAP}[^\n;|]{{2,60}}[\w)]"  # with a number in it
 
 
 class Rule(NamedTuple):
@@ -145,6 +147,13 @@ CONTACTS = (
         rf"{NEW}(?:[2-9]\d(?: \d\d){{3}}|[489]\d\d \d\d \d{{3}})(?![\d.,])",
     ),
     Rule("CONTACT:PHONE", 0.8, NUMBER, rf"{NEW}0\d{{2,4}}[ -]\d{{3,4}}[ -]?\d{{3,4}}(?!\d)"),
+    Rule("CONTACT:PHONE", 0.7, NUMBER, rf"{NEW}0\d{{1,3}}(?:[ -]\d{{2,3}}){{3,4}}(?![\d.,])"),
+    Rule(
+        "CONTACT:PHONE",
+        0.8,
+        NUMBER,
+        rf"{NEW}\d[\d ]{{6,12}}\d(?=[ -](?i:fax|office|mobile|cell)\b)",
+    ),
 )
 IDS = (
     Rule("ID:SSN", 0.85, NUMBER, r"(?<![\d-])\d{3}-\d\d-\d{4}(?![\d-])"),
@@ -193,9 +202,13 @@ PLACES = (
         rf"(?:{CAP}[ -]){{0,3}}(?:{HEAD})??(?:(?<!a)gt\.?|{any_of('gate')}) ?\d{{1,4}} ?[A-Z]?\b",
     ),
     Rule(STREET, 0.85, "calle", rf"\.? (?:de |del |la )*{RUN}(?:,? (?:nº ?)?\d+)?"),
+    Rule(STREET, 0.85, NUMBER, rf"\d{{1,5}} (?:\d{{1,4}} )?(?:{CAP} ){{1,4}}(?:\d{{1,4}} )?{FLAT}"),
+    Rule(STREET, 0.8, CAPITAL, rf"(?:{CAP} ){{1,3}}\d{{1,4}} {FLAT}"),
+    Rule("LOCATION", 0.85, "address", rf"\s?[:=]\s*({ADDRESS})"),
     Rule(POST, 0.85, NUMBER, rf"(?<![\w.,/])\d{{4,5}} {CAP}(?: {CAP})?", listed),
     Rule(POST, 0.9, CAPITAL, rf"{STATE},? \d{{5}}(?:-\d{{4}})?\b"),
     Rule(POST, 0.7, CAPITAL, r"\b[A-Z]{1,2}\d[A-Z\d]? \d[ABD-HJLNP-UW-Z]{2}\b"),
+    Rule(POST, 0.85, CAPITAL, rf"[AD]-\d{{4,5}} {CAP}"),
     Rule(POST, 0.9, "zip", r"\W{0,3}(?:is )?(\w{2,4}[ -]?\w{2,4})\b", number),
     Rule("LOCATION", 0.9, CAPITAL, rf"{CAP}(?: {CAP}){{0,2}}, (?!MD|PA|MA|MS|DO){STATE}\b"),
     Rule("LOCATION", 0.85, "lives", rf":?\s(?:the )?({TOWN})", unit),
@@ -230,10 +243,17 @@ PLACES = (
         CARE,
         0.6,
         "visited",
-        rf"(?: (?:in|at|to|from|på|ved|til|fra|the|our|an?))+:? (?!Dr|Mr|Ms|Prof)({RUN})",
+        rf"(?: (?:in|at|to|from|på|i|ved|til|fra|the|our|an?))+:? (?!Dr|Mr|Ms|Prof)({RUN})",
         named,
     ),
-    Rule("ORGANISATION", 0.7, CAPITAL, rf"(?:{CAP} ){{1,3}}(?:{any_of('company')})(?!\w)"),
+    Rule(
+        "ORGANISATION",
+        0.7,
+        CAPITAL,
+        rf"(?:{CAP},? (?:(?:and|og|&) )?){{1,3}}(?:{any_of('company')})(?!\w)",
+    ),
+    Rule("ORGANISATION", 0.75, CAPITAL, rf"{CAP}(?:, {CAP})? (?:&|and|og) (?:Sons|Sønner|Co)\b\.?"),
+    Rule("ORGANISATION", 0.6, "employed", rf":? (?:the )?({RUN})", named),
 )
 NAMES = (
     Rule("NAME:CLINICIAN", 0.97, "dr", rf"\b\.?[ \n]{{0,2}}{PERSON}", person),
