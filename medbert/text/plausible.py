@@ -30,7 +30,10 @@ def person(text: str) -> int:
         low = found[1].casefold()
         if len(low) > 1 and low not in PARTICLES:
             listed = low in lists.given or low in lists.surnames
-            if low in lists.function and not (listed and not end and _rare(text[found.end() :])):
+            first = listed and not end  # "Dr. May", "Dr. will Smith"
+            if low in lists.function and not (
+                first and (found[1].istitle() or _rare(text[found.end() :]))
+            ):
                 break
             ordinary = common(low) and not (listed or low in lists.function)
             if ordinary and not (end and found[1][0].isupper()):

@@ -33,13 +33,6 @@ class Piece(NamedTuple):
     label: str | None = None
 
 
-class Invented(NamedTuple):
-    """A note, and the hospital it is from."""
-
-    note: Note
-    site: str
-
-
 def invent(
     n_patients: int,
     *,
@@ -47,7 +40,7 @@ def invent(
     notes_each: tuple[int, int] = (3, 8),
     wide: bool = False,
     noise: float = 0.1,
-) -> Iterator[Invented]:
+) -> Iterator[Note]:
     """Yields the notes of each patient in the order of time, of hospitals in turn.
 
     ``wide``: names from all shipped lists, and such as are on none, rather than from the lists of
@@ -66,8 +59,7 @@ def invent(
             text, spans = _typed(written.note(kinds[kind]), random=random, noise=noise)
             note_id = f"{cast.site}-{number:04}-{n:02}"
             patient_id = f"{number:04}"
-            note = Note(note_id, text, patient_id, time, kind, language, spans)
-            yield Invented(note, cast.site)
+            yield Note(note_id, text, patient_id, time, kind, language, spans, site=cast.site)
             time += timedelta(days=random.choice((0, 1, 2, 7, 30, 90, 200)), hours=n + 1)
 
 

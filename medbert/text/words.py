@@ -11,6 +11,7 @@ from typing import NamedTuple
 from medbert.schema import Span
 from medbert.text.lists import (
     PARTICLES,
+    UPPER,
     WORD,
     common,
     eponym,
@@ -19,6 +20,8 @@ from medbert.text.lists import (
     place_words,
     shipped,
 )
+
+_GLUED = re.compile(rf"(?<=[a-zæøåäöüß]{{3}})(?=[{UPPER}][a-zæøåäöüß]{{2}})")
 
 
 def base(word: str) -> str:
@@ -41,7 +44,14 @@ class Word(NamedTuple):
 
 
 def words_of(text: str) -> list[Word]:
-    found = ((m.start(), base(m.group())) for m in WORD.finditer(text))
+    """Every word; two that are glued ("pasientOla") apart."""
+    found = []
+    for match in WORD.finditer(text):
+        start, word = match.span()[0], match.group()
+        if not word[1:].islower() and (glued := _GLUED.search(word)):
+            found.append((start, word[: glued.start()]))
+            start, word = start + glued.start(), word[glued.start() :]
+        found.append((start, base(word)))
     return [Word(start, start + len(word), word, word.casefold()) for start, word in found]
 
 

@@ -118,18 +118,6 @@ def test_every_format_comes_out_clean_in_its_own(tmp_path, format, made):
             assert old.strip() and re.fullmatch(r"\[[A-Z]+\]", new)
 
 
-def test_a_name_found_once_goes_from_all_notes_of_its_patient(tmp_path):
-    texts = {"1": "Pasient: Ola Bjørnholt.", "2": "bjørnholt sover.", "3": "bjørnholt sover."}
-    given = [Note(i, t, "q" if i == "3" else "p") for i, t in texts.items()]
-    write(given, tmp_path / "in.jsonl", format="jsonl", fields=("note_id", "text", "patient_id"))
-    for patients in (True, False):
-        words = () if patients else ("columns.patient_id=text",)
-        run(tmp_path / "in.jsonl", tmp_path / "out", *words, overwrite=True)
-        clean = {n.note_id: n.text for n in read(tmp_path / "out" / "notes.jsonl")}
-        assert ("bjørnholt" not in clean["2"]) == patients
-        assert "bjørnholt" in clean["3"], "another patient's name is no name here"
-
-
 def test_what_the_person_table_knows_is_found(tmp_path):
     table = {"patient_id": [1, 1, 2], "surname": ["Knall", "Perle", "Lampe"], "pincode": ["x"] * 3}
     parquet.write_table(pa.table(table), tmp_path / "persons.parquet")

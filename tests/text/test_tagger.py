@@ -1,78 +1,26 @@
-"""A tiny BERT, made and taught here, beside the pipeline that model cards show."""
+"""Taggers: windows, folders, and models of others."""
 
 from __future__ import annotations
 
-import string
 from pathlib import Path
 from random import Random
 
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
 
-from medbert.schema import InputError, Span  # noqa: E402
-from medbert.text.notes import Note  # noqa: E402
+from tiny_bert import encoder, filled, note, taught, texts  # noqa: E402
+
+from medbert.schema import InputError  # noqa: E402
 from medbert.text.tagger import Tagger, iob2  # noqa: E402
 from medbert.text.thresholds import load_detector  # noqa: E402
 
-WORDS = ["patient", "was", "seen", "by", "today", "and", "has", "pain", "in", "the", "knee"]
-PIECES = 512  # that the model reads at once
-
-
-def encoder(folder: Path) -> Path:
-    """An untrained BERT of one small layer, whose vocabulary is single characters and WORDS."""
-    characters = string.ascii_letters + string.digits + string.punctuation
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters]
-    vocabulary += [f"##{c}" for c in characters] + WORDS
-    tokenizer = transformers.BertTokenizerFast(
-        vocab={piece: i for i, piece in enumerate(vocabulary)},
-        do_lower_case=False,
-        model_max_length=PIECES,
-    )
-    config = transformers.BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=PIECES,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-    torch.manual_seed(0)
-    model = transformers.BertModel(config)
-    model.embeddings.position_embeddings.weight.data.zero_()  # most positions are never trained
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-def name(random: Random) -> str:
-    return random.choice(string.ascii_uppercase) + "".join(random.choices("abcdefghij", k=5))
-
-
-def note(random: Random) -> Note:
-    text, spans = "", []
-    for _ in range(10):
-        word, label = random.choice(WORDS), None
-        if random.random() < 0.2:  # as in "q4h": pieces within a word that are no PHI
-            word = random.choice("abcdefghij") + "4" + random.choice("abcdefghij")
-        elif random.random() < 0.4:
-            word, label = (name(random), "NAME") if random.random() < 0.6 else ("34", "AGE")
-        if label:
-            spans.append(Span(len(text), len(text) + len(word), label))
-        text += word + " "
-    return Note("n", text, spans=tuple(spans))
-
 
 @pytest.fixture(scope="module")
-def tagger(tmp_path_factory: pytest.TempPathFactory) -> Tagger:
-    random = Random(0)
-    notes = [note(random) for _ in range(60)]
-    base = encoder(tmp_path_factory.mktemp("encoder"))
-    return Tagger.train(notes, base=str(base), epochs=12, learning_rate=0.015, device="cpu")
+def tagger() -> Tagger:
+    return taught()
 
 
 @pytest.fixture(scope="module")
@@ -80,22 +28,6 @@ def folder(tagger: Tagger, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("detector")
     tagger.save(folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def pipeline(folder: Path):
-    return transformers.pipeline(
-        "token-classification", model=str(folder), aggregation_strategy="simple", device="cpu"
-    )
-
-
-def filled(n_pieces: int) -> str:
-    """So many pieces without PHI."""
-    return "".join(f"{WORDS[i % 8]} " for i in range(n_pieces))
-
-
-def texts(text: str, spans: list[Span]) -> list[tuple[str, str]]:
-    return [(text[s.start : s.end], s.label) for s in spans]
 
 
 def test_new_names_and_ages_are_found_whole(tagger):
@@ -106,37 +38,6 @@ def test_new_names_and_ages_are_found_whole(tagger):
         hits, total = hits + len(gold & {s[:3] for s in found}), total + len(gold)
         assert all(0 < s.score <= 1 for s in found)
     assert hits / total > 0.9
-
-
-def leaks(text: str, start: int, end: int, found: list[dict]) -> bool:
-    covered = {i for entity in found for i in range(entity["start"], entity["end"])}
-    return not covered.issuperset(range(start, end))
-
-
-def test_a_name_over_several_pieces_is_one_and_the_pipeline_splits_it(tagger, pipeline):
-    random = Random(2)
-    split = 0
-    for _ in range(20):
-        text = f"patient {name(random)} was seen"
-        start, end = 8, 14
-        assert texts(text, tagger.detect(text)) == [(text[start:end], "NAME")]
-        split += leaks(text, start, end, pipeline(text))
-    assert split, "the pipeline leaves part of a name behind"
-
-
-def test_phi_behind_the_longest_input_is_found_and_the_pipeline_is_blind_to_it(tagger, pipeline):
-    text = filled(PIECES) + "Hagbad was seen"  # its first piece is number 513
-    start = text.index("Hagbad")
-    assert texts(text, tagger.detect(text)) == [("Hagbad", "NAME")]
-    assert leaks(text, start, start + 1, pipeline(text)), "not even its first letter is read"
-
-
-def test_phi_at_the_border_of_a_window_is_found_whole(tagger):
-    borders = [end for _, end in tagger.windows(1500)][:2]
-    for border in borders:
-        for shift in range(-7, 3):
-            text = filled(border + shift) + "Hagbad " + filled(600)
-            assert texts(text, tagger.detect(text)) == [("Hagbad", "NAME")], (border, shift)
 
 
 def test_windows_leave_nothing_out_and_share_an_overlap(tagger):
