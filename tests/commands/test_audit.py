@@ -18,9 +18,9 @@ from medbert.commands.trained_on import training_set
 from medbert.model import checkpoint
 from medbert.schema import TRAIN
 
-TRAINED, OTHERS, CODES, LENGTH = 60, 120, 40, 8
+TRAINED, OTHERS, CODES, LENGTH = 60, 320, 40, 16
 DAY_US = 86_400_000_000
-SMALL = ("encoder.hidden=48", "encoder.layers=1", "encoder.dropout=0", "optimizer.lr=2e-2")
+SMALL = ("encoder.hidden=48", "encoder.layers=1", "encoder.dropout=0", "optimizer.lr=1e-2")
 QUICK = {"draws": 4, "alternatives": 127, "resamples": 200, "min_subjects": 3}
 
 
@@ -43,14 +43,16 @@ def write_events(folder: Path) -> None:
     pq.write_table(splits, folder / "metadata" / "subject_splits.parquet")
 
 
-def pretrain(made: Path, name: str, epochs: int) -> None:
+def pretrain(made: Path, name: str, epochs: int, *words: str) -> None:
     medbert.pretrain(
         *SMALL,
+        "objective.rate=0.3",  # of 16 codes and 4 draws: losses of enough codes to tell
         f"+trainer.check_val_every_n_epoch={epochs}",  # so that the last weights are kept
+        *words,
         store=made / "planted",
         encoder="tiny",
         objective="masked_code",
-        batch_tokens=512,
+        batch_tokens=256,
         trainer={"max_epochs": epochs, "accelerator": "cpu"},
         out=made / name,
     )
@@ -59,7 +61,7 @@ def pretrain(made: Path, name: str, epochs: int) -> None:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
     """store/, planted/ (with canaries) and two encoders of it: heart/, that knows it by heart, and
-    begun/, that has hardly seen it."""
+    begun/, that has hardly seen it: not even how common each code is."""
     folder = tmp_path_factory.mktemp("made")
     write_events(folder / "events")
     medbert.prepare(
@@ -69,7 +71,7 @@ def made(tmp_path_factory) -> Path:
         store=folder / "store", n_canaries=3, n_codes=6, repeats=[1, 16], out=folder / "planted"
     )
     pretrain(folder, "heart", 60)
-    pretrain(folder, "begun", 1)
+    pretrain(folder, "begun", 1, "objective.start_at_unigram=false", "optimizer.lr=1e-4")
     return folder
 
 
@@ -109,7 +111,7 @@ def test_who_knows_them_by_heart_fails_and_every_canary_is_found(made):
     auc, tpr, canaries, rare, files = found["findings"]
     assert found["verdict"] == "fail"
     assert (auc["verdict"], tpr["verdict"], canaries["verdict"]) == ("fail",) * 3
-    assert auc["low"] > 0.6
+    assert auc["low"] > 0.8 and tpr["low"] > 0.2  # far beyond what has to be below 0.55 and 0.03
     assert canaries["by_repeats"]["16"] == {
         "found": 3,
         "bits": [7.0] * 3,
