@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import torch
 from torch.utils.data import DataLoader
 
 from medbert.commands.adapted import Judgement, judgement, sha256_of, write_report
@@ -79,6 +81,8 @@ def adapt(
         plan = _Plan(encoder, objective, length, batch_rows, workers, seed)
         other = None if general is None else open_corpus(general)
         found = _numbers(notes, other, plan, folder / "tokens", judged, replay > 0, writes)
+        if base is None:
+            encoder.start_at(_counts(found[TRAIN]))
         before = _before(plan, found, folder) if writes else {}
         made, train = _training(plan, found, optimizer, settings["trainer"], steps, replay)
         metrics = fit(
@@ -237,6 +241,10 @@ def _training(
     rows = plan.batch_rows * accumulate
     log.info(text, f"{total:,}", f"{rows:,}", plan.length, f"{data.sources[0].rows:,}")
     return module, loader(data, sampler, workers=plan.workers)
+
+
+def _counts(train: Numbers) -> torch.Tensor:
+    return torch.from_numpy(np.bincount(train.tokens.token_T))
 
 
 def _looks(train: DataLoader, trainer: dict[str, Any], looks: int) -> dict[str, Any]:

@@ -97,6 +97,16 @@ class TextEncoder(nn.Module):
         ordinary = np.setdiff1d(np.arange(len(self.tokenizer)), self.tokenizer.all_special_ids)
         return Replacement(mask=int(self.tokenizer.mask_token_id), ordinary=ordinary, **shares)
 
+    @torch.no_grad()
+    def start_at(self, counts_C: Tensor) -> None:
+        """Sets the bias of the output layer to the log frequencies of the tokens, so that training
+        need not begin with learning which are common; where there is such a bias."""
+        bias_C = getattr(self.model.get_output_embeddings(), "bias", None)
+        if bias_C is not None:
+            weight_C = torch.ones_like(bias_C)
+            weight_C[: len(counts_C)] += counts_C.to(bias_C)
+            bias_C.copy_((weight_C / weight_C.sum()).log())
+
     def save(self, folder: Path) -> None:
         """A folder that ``AutoModelForMaskedLM.from_pretrained`` opens."""
         self.model.save_pretrained(folder)

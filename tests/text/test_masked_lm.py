@@ -270,6 +270,19 @@ def test_losses_are_told_text_by_text_and_are_the_same_again(words, tmp_path):
     assert found.mean == pytest.approx(np.log(200), rel=0.1), "untrained"
 
 
+@pytest.mark.parametrize("family", ["bert", "roberta", "modernbert"])
+def test_a_new_model_begins_at_the_frequencies_of_tokens(words, tmp_path, family):
+    made = encoder(words, family)
+    data = rows(made, tmp_path, Words(rate=0.5))
+    every = loader(data, InOrder(len(data), rows=2))
+    uniform = masked_losses(made, every, texts=len(SENTENCES)).mean
+    made.start_at(torch.from_numpy(np.bincount(data.sources[0].tokens.token_T)))
+    assert masked_losses(made, every, texts=len(SENTENCES)).mean < uniform - 0.3
+    made.save(tmp_path / "saved")
+    again = load(tmp_path / "saved").eval()
+    assert masked_losses(again, every, texts=len(SENTENCES)).mean < uniform - 0.3
+
+
 def test_a_model_without_its_head_is_refused(words, tmp_path):
     made = encoder(words, "bert")
     made.base.save_pretrained(tmp_path)
