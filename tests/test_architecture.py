@@ -78,12 +78,13 @@ def test_the_house_stays_small():
     of a run took 2,600 lines; conditions, outcomes, the linter and the statistics 2,500; the
     benchmark, its report and the foretelling of codes 2,600; the audit and private training 1,000;
     conversion to other formats 600; the verbs of de-identification 800, of text encoders 600.
-    Of the leaves, invented notes took 450, text encoders 1,050.
+    Of the leaves, invented notes took 450, text encoders 1,050; corpora, their gate, tokenizers and
+    vectors of notes 1,250, and their verbs in the core 900.
     """
     lines = {f.relative_to(PACKAGE).as_posix(): f.read_text("utf-8").count("\n") for f in FILES}
     core = sum(n for name, n in lines.items() if not name.startswith(LEAVES))
     if core > 7_000:
         warnings.warn(f"the core has {core} lines; the guide is 7,000", stacklevel=1)
-    assert core <= 19_950 and sum(lines.values()) <= 32_800
-    assert len(list((ROOT / "conf").rglob("*.yaml"))) <= 92
+    assert core <= 20_750 and sum(lines.values()) <= 34_050
+    assert len(list((ROOT / "conf").rglob("*.yaml"))) <= 96
     assert not [f for f in FILES if f.stem in ("utils", "helpers", "common", "misc")]

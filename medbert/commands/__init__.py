@@ -28,6 +28,9 @@ VERBS = {
     "deidentify": "notes without the PHI that rules, word lists and detectors find in them",
     "train_detector": "a detector of PHI from annotated notes, with a recall that is asked for",
     "score_deid": "what was found in notes beside their gold: leaks, recall, what was lost",
+    "corpus": "notes to a corpus: copies gone, languages told apart, sampled, split, counted",
+    "corpus_gate": "may a corpus be trained on? recall of its de-identification, PHI still seen",
+    "corpus_compare": "what several sites' corpora hold together, from signatures without text",
     "evaluate": "compare a run with tuned baselines; write the AUC report",
 }
 

@@ -68,7 +68,7 @@ def score_deid(
     }
     browser, counts = Browser(show_text=show_text, most=most), Counter[str]()
     notes = read(gold, format=format, columns=columns, encoding=encoding)
-    for note, both in _pairs(notes, found, labels, counts):
+    for note, both in pairs(notes, found, labels, counts):
         for i, (name, policy) in enumerate(policies.items()):
             cut = [policy.apply(note.text, side) if policy else side for side in both]
             sides = scores[name].add(note, *cut)
@@ -89,7 +89,7 @@ def score_deid(
     return result
 
 
-def _pairs(
+def pairs(
     notes: Iterable[Note], found: str, labels: Mapping[str, str | None], counts: Counter[str]
 ) -> Iterator[tuple[Note, list[list[Span]]]]:
     """Each note, its gold spans and those found in it, all with labels of ours."""

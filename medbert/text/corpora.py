@@ -1,7 +1,7 @@
 """A corpus is a folder of notes to train on; ``medbert corpus`` makes it, ``Corpus`` opens it.
 
     documents.parquet   one row a document, in the order of patients and then of time (DOCUMENTS)
-    signatures.parquet  MinHash signatures of the documents, without text
+    exchange/           what other sites may have: counts and keyed signatures, no text
     manifest.json       what is in it: counts, what was left out and why, settings, hashes
     gate.json           what ``medbert corpus gate`` found; absent until then
 

@@ -281,7 +281,7 @@ def rates(gold: int, gold_hit: int, found: int, found_hit: int) -> dict[str, Any
     }
 
 
-def upper_bound(events: int, n: int, *, confidence: float = 0.95) -> float | None:
+def upper_bound(events: float, n: float, *, confidence: float = 0.95) -> float | None:
     """Clopper and Pearson's one-sided bound of a share: none of n gives about 3 / n at 95%.
 
     >>> round(upper_bound(0, 300), 4)
