@@ -32,6 +32,7 @@ VERB_OF_GROUP = {
     "learner": "train_detector",
     "text_objective": "adapt",
     "architecture": "adapt",
+    "text_task": "benchmark_text",
 }
 CHOICES = sorted(
     (f.parent.name, f.stem) for group in VERB_OF_GROUP for f in CONF.glob(f"{group}/*.yaml")
@@ -71,7 +72,8 @@ def test_every_verb_composes(verb):
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES, ids=lambda value: str(value))
 def test_every_choice_composes_and_its_target_exists(group, choice):
-    check_targets(composed(VERB_OF_GROUP[group], f"{group}={choice}"))
+    place = "+text_task@tasks.one" if group == "text_task" else group  # none by default
+    check_targets(composed(VERB_OF_GROUP[group], f"{place}={choice}"))
 
 
 @pytest.mark.parametrize("file", sorted(CONF.glob("experiment/*.yaml")), ids=lambda f: f.stem)

@@ -25,12 +25,15 @@ VERBS = {
     "audit": "may an encoder leave the hospital? membership, canaries, identifiers; a verdict",
     "tokenizer_train": "learn a vocabulary of word pieces from text",
     "adapt": "continue the pretraining of a text BERT on a corpus of notes",
+    "corpus_plant": "a corpus with made-up people in it: does a text model memorise them?",
+    "audit_text": "does an adapted text model give away whose notes it read? a verdict",
     "deidentify": "notes without the PHI that rules, word lists and detectors find in them",
     "train_detector": "a detector of PHI from annotated notes, with a recall that is asked for",
     "score_deid": "what was found in notes beside their gold: leaks, recall, what was lost",
     "corpus": "notes to a corpus: copies gone, languages told apart, sampled, split, counted",
     "corpus_gate": "may a corpus be trained on? recall of its de-identification, PHI still seen",
     "corpus_compare": "what several sites' corpora hold together, from signatures without text",
+    "benchmark_text": "text models on the same tasks: base, control, adapted; gain or no gain",
     "evaluate": "compare a run with tuned baselines; write the AUC report",
 }
 

@@ -76,8 +76,8 @@ def audit(
         found, n = attack.membership(other[0] if other else None, n_subjects, **how)
         tpr = f"members found at {FPR:.0%} false alarms"
         findings = [
-            _judged(Judged("membership: AUC", found["auc"], max_auc, n, "subjects of a kind")),
-            _judged(Judged(f"membership: {tpr}", found["tpr"], max_tpr, n, "subjects of a kind")),
+            judged(Judged("membership: AUC", found["auc"], max_auc, n, "subjects of a kind")),
+            judged(Judged(f"membership: {tpr}", found["tpr"], max_tpr, n, "subjects of a kind")),
             _of_canaries(attack.canaries(alternatives, seed=seed), max_exposure, how),
             _of_rare_codes(records, min_subjects),
             _of_files(folder, records),
@@ -90,7 +90,7 @@ def audit(
             "notes": [*_NOTES, *([] if told["seed"] is not None else [_GIVEN])],
         }
         write_json(work / AUDIT, made)
-        (work / "audit.md").write_text(_page(made), encoding="utf-8")
+        (work / "audit.md").write_text(page_of(made), encoding="utf-8")
     if into_encoder:
         write_json(folder / AUDIT, made)
     for finding in findings:
@@ -99,7 +99,7 @@ def audit(
     return Path(out)
 
 
-def _judged(one: Judged, more: str = "") -> Finding:
+def judged(one: Judged, more: str = "") -> Finding:
     found = asdict(one.value)
     says = "{value:.3g} ({low:.3g} to {high:.3g})".format(**found)
     says += f", has to be below {one.threshold:g}{more}"
@@ -124,7 +124,7 @@ def _of_canaries(bits: dict[int, np.ndarray], threshold: float, how: dict[str, A
     least = bits[min(bits)]
     one = Judged(name, mean_of(least, **how), threshold, len(least), "canaries")
     more = f" ({CHANCE_BITS:.2f} by chance); found: {', '.join(parts)}"
-    return {**_judged(one, more), "by_repeats": told}
+    return {**judged(one, more), "by_repeats": told}
 
 
 def _of_rare_codes(records: Store, min_subjects: int) -> Finding:
@@ -154,10 +154,10 @@ def _of_files(folder: Path, records: Store) -> Finding:
     return {"check": "identifiers in files", "verdict": FAIL if found else PASS, "says": says}
 
 
-def _page(made: dict[str, Any]) -> str:
+def page_of(made: dict[str, Any], title: str = "Audit of an encoder") -> str:
     rows = [f"| {f['check']} | {f['verdict']} | {f['says']} |" for f in made["findings"]]
     lines = [
-        "# Audit of an encoder",
+        f"# {title}",
         f"**Verdict: {made['verdict']}** (weights {made['weights_sha256'][:12]})",
         "\n".join(["| what | verdict | found |", "|---|---|---|", *rows]),
         *made["notes"],

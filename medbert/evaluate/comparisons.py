@@ -1,13 +1,14 @@
 """Several comparisons at once, and several trainings of one model.
 
 ``compare`` adjusts the p values of many paired differences; ``over_seeds`` keeps apart what another
-seed and what other subjects would have changed.
+seed and what other subjects would have changed; ``over_items`` draws both again, of models that
+share their seeds, for any metric of sums.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,8 @@ from medbert.evaluate.intervals import (
 )
 from medbert.evaluate.metrics import Array, Metric, auroc, check
 from medbert.schema import InputError
+
+_CHUNK = 4_000_000  # numbers held at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,3 +175,45 @@ def _half_width(sampling: float, spreads: list[tuple[int, float]], *, level: flo
     lost = sum(part**2 / freedom for part, freedom in parts if freedom)
     freedom = total**2 / lost if lost else 1e9
     return float(stdtrit(freedom, (1 + level) / 2) * math.sqrt(total))
+
+
+def over_items(
+    counts: Mapping[str, ArrayLike],
+    of: Callable[[Array], Array],
+    clusters: ArrayLike,
+    *,
+    seed: int,
+    n: int = 1000,
+    level: float = 0.95,
+) -> Bootstrap:
+    """Models trained with the same S seeds and judged on the same N items: ``counts`` of each are
+    (S, N, K), and ``of`` makes metrics (...) of their sums (..., K), here called "metric".
+
+    Items of a cluster are drawn whole, and seeds are drawn too, the same ones for every model. One
+    seed fewer is drawn than there are: the spread of few seeds would else be understated by 1 / S.
+    A model's metric is the mean over its seeds.
+    """
+    arrays = {name: np.asarray(values, np.float64) for name, values in counts.items()}
+    place_N = np.unique(np.asarray(clusters), return_inverse=True)[1]
+    n_clusters, n_seeds = int(place_N.max()) + 1, next(iter(arrays.values())).shape[0]
+    for name, counts_SNK in arrays.items():
+        if counts_SNK.ndim != 3 or counts_SNK.shape[:2] != (n_seeds, place_N.size):
+            raise InputError(f"{name}: other seeds or items than those of the other models")
+    summed = {}
+    for name, counts_SNK in arrays.items():
+        sums_USK = np.zeros((n_clusters, n_seeds, counts_SNK.shape[2]))
+        np.add.at(sums_USK, place_N, counts_SNK.swapaxes(0, 1))
+        summed[name] = sums_USK
+    rng = np.random.default_rng(seed)
+    chunks: dict[tuple[str, str], list[Array]] = {(name, "metric"): [] for name in arrays}
+    for start in range(0, n, size := max(1, _CHUNK // n_clusters)):
+        some = min(size, n - start)
+        item_RU = rng.multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters), some)
+        drawn = max(n_seeds - 1, 1)
+        seed_RS = rng.multinomial(drawn, np.full(n_seeds, 1 / n_seeds), some) / drawn
+        for name, sums_USK in summed.items():
+            metric_RS = of(np.tensordot(item_RU.astype(float), sums_USK, axes=1))
+            chunks[name, "metric"].append((metric_RS * seed_RS).sum(axis=1))
+    values = {(name, "metric"): float(of(arrays[name].sum(axis=1)).mean()) for name in arrays}
+    samples = {key: np.concatenate(parts) for key, parts in chunks.items()}
+    return Bootstrap(values, samples, n=n, dropped=0, level=level)

@@ -1,9 +1,9 @@
-"""The report of a study as a Markdown page, with its figures beside it."""
+"""The report of a study (or any sections) as a Markdown page, with its figures beside it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from medbert.evaluate import figures, page
@@ -15,10 +15,15 @@ FIGURES = "figures"
 
 def write_study_markdown(study: Study, path: Path | str, *, min_count: int = 10) -> None:
     """Writes ``path``, and ``figures/NAME.svg`` beside it."""
+    write_markdown(sections(study, min_count=min_count), path, title=study.title or "Report")
+
+
+def write_markdown(parts: Iterable[page.Section], path: Path | str, *, title: str) -> None:
+    """As above, of any sections."""
     path = Path(path)
     (path.parent / FIGURES).mkdir(exist_ok=True)
-    blocks = [f"# {_text(study.title or 'Report')}"]
-    for part in sections(study, min_count=min_count):
+    blocks = [f"# {_text(title)}"]
+    for part in parts:
         for picture in part.pictures:
             file = path.parent / FIGURES / f"{picture.name}.svg"
             file.write_bytes(figures.svg(picture.axes))

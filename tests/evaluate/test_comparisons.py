@@ -7,7 +7,7 @@ import pytest
 from scipy.special import expit
 from scipy.stats import t as student
 
-from medbert.evaluate.comparisons import compare, holm, over_seeds
+from medbert.evaluate.comparisons import compare, holm, over_items, over_seeds
 from medbert.evaluate.intervals import delong
 from medbert.evaluate.metrics import auroc, brier
 from medbert.schema import InputError
@@ -88,3 +88,63 @@ def test_the_total_covers_where_the_parts_do_not() -> None:
         total += gain.total.low <= 0 <= gain.total.high
     assert total >= 66
     assert parts <= total
+
+
+def mean(sums: np.ndarray) -> np.ndarray:
+    return sums[..., 0] / sums[..., 1]
+
+
+def answers(rng: np.random.Generator, *, gain: float = 0.0, seeds: int = 5, items: int = 80):
+    """Two models (S, N, 2): values share what is hard in an item, and what a seed does to both."""
+    shared = rng.normal(size=(1, items)) + 0.3 * rng.normal(size=(seeds, 1))
+    own = [shared + 0.5 * rng.normal(size=(seeds, items)) for _ in range(2)]
+    own[0] = own[0] + gain + 0.2 * rng.normal(size=(seeds, 1))
+    return {
+        name: np.stack([value, np.ones_like(value)], axis=2)
+        for name, value in zip(("a", "b"), own, strict=True)
+    }
+
+
+def test_items_and_seeds_are_drawn_together_and_differences_are_paired():
+    counts = answers(np.random.default_rng(0), gain=0.5)
+    found = over_items(counts, mean, np.arange(80), seed=0, n=500)
+    gain = found.difference("a", minus="b", metric="metric")
+    expected = counts["a"][..., 0].mean() - counts["b"][..., 0].mean()
+    assert gain.value == pytest.approx(expected) and gain.low > 0 and gain.p < 0.05
+    apart = found.interval("a", metric="metric")
+    assert gain.high - gain.low < apart.high - apart.low
+    again = over_items(counts, mean, np.arange(80), seed=0, n=500)
+    assert again.difference("a", minus="b", metric="metric") == gain
+
+
+def test_items_of_a_cluster_are_drawn_whole():
+    counts = {"a": np.repeat(answers(np.random.default_rng(0))["a"], 4, axis=1)}
+    width = [
+        np.ptp(
+            [
+                (
+                    of := over_items(counts, mean, c, seed=0, n=300).interval("a", metric="metric")
+                ).low,
+                of.high,
+            ]
+        )
+        for c in (np.arange(320), np.repeat(np.arange(80), 4))
+    ]
+    assert width[1] > 1.2 * width[0]
+
+
+def test_an_interval_over_items_and_seeds_holds_what_it_says():
+    """Of a true difference of 0.3 between trainings and items that nobody has seen."""
+    inside = 0
+    for i in range(150):
+        counts = answers(np.random.default_rng(i), gain=0.3, seeds=5, items=40)
+        found = over_items(counts, mean, np.arange(40), seed=i, n=200)
+        gain = found.difference("a", minus="b", metric="metric")
+        inside += gain.low <= 0.3 <= gain.high
+    assert inside >= 0.88 * 150
+
+
+def test_models_of_other_items_are_refused():
+    counts = answers(np.random.default_rng(0))
+    with pytest.raises(InputError, match="other seeds or items"):
+        over_items(counts | {"b": counts["b"][:, :-1]}, mean, np.arange(80), seed=0)
