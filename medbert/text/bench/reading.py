@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from medbert.schema import InputError
+from medbert.text.language import Languages
 from medbert.text.notes import Note, read
 
 UNKNOWN = "unknown"
@@ -87,4 +88,4 @@ def kept(path: str, found: Sequence[Any], least: int, what: str) -> None:
 
 
 def language_of(note: Note) -> str:
-    return note.language or UNKNOWN
+    return note.language or Languages.shipped().of(note.text).language
