@@ -41,25 +41,35 @@ _ONE = Lock()  # Hydra's state is the whole process's
 _PLAIN = re.compile(r"[\w./+-]*|\[[\w./+,-]*\]")
 
 
-def call(verb: str, *overrides: str, **settings: Any) -> Any:
+def call(verb: str, *overrides: Any, **settings: Any) -> Any:
     """Runs a verb as the command line does and returns what it made.
 
     ``overrides`` are command-line words (``"trainer.max_epochs=3"``); ``settings`` are the same by
     name, where a dictionary reaches into a group:
 
         medbert.pretrain(store="store/", encoder="tiny", trainer={"max_epochs": 3}, out="encoder/")
+
+    Or it is given a recipe, which ``compose`` made, and nothing else.
     """
-    return run(verb, composed(verb, *overrides, **settings))
+    if len(overrides) == 1 and not isinstance(overrides[0], str) and not settings:
+        return run(verb, overrides[0])
+    return run(verb, compose(verb, *overrides, **settings))
 
 
-def composed(verb: str, *overrides: str, **settings: Any) -> Any:
-    """The configuration (a DictConfig) that ``call`` would run the verb with; Hydra's own state is
-    left as it was, and threads take turns."""
-    from hydra import compose, initialize_config_module
+def compose(verb: str, *overrides: str, **settings: Any) -> Any:
+    """The recipe (a DictConfig) that ``call`` would run the verb with, to be read, changed and run:
+
+        recipe = medbert.compose("pretrain", store="store/", encoder="tiny", out="encoder/")
+        recipe.encoder.layers = 1
+        medbert.pretrain(recipe)
+
+    Hydra's own state is left as it was, and threads take turns.
+    """
+    import hydra
 
     words = [*overrides, *_words(settings)]
-    with _ONE, initialize_config_module(config_module="medbert.conf", version_base="1.3"):
-        return compose(verb, overrides=words)
+    with _ONE, hydra.initialize_config_module(config_module="medbert.conf", version_base="1.3"):
+        return hydra.compose(verb, overrides=words)
 
 
 def run(verb: str, config: Any) -> Any:

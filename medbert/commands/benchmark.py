@@ -21,6 +21,7 @@ from medbert.commands.classifier import Recipe
 from medbert.commands.finetune import Task
 from medbert.commands.judging import write_models, write_predictions
 from medbert.commands.lint import leaks, washed_out
+from medbert.commands.progress import show
 from medbert.commands.questions import of_outcome
 from medbert.commands.reporting import write_report
 from medbert.commands.studies import Judge
@@ -103,7 +104,7 @@ def benchmark(
         answers = train_all(asked, arms, judge.core, folder / KEPT)
         study = judge.study(asked, answers, found)
         study = write(study, whole, cohort, answers[whole.name], folder, min_count=min_count)
-    Console().print(report.rich_table(study.results, study.comparisons, min_count=min_count))
+    show(report.rich_table(study.results, study.comparisons, min_count=min_count))
     log.info("made %s; open %s", out, Path(out) / "report.html")
     return study
 

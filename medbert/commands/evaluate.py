@@ -12,18 +12,18 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from hydra.utils import instantiate
-from rich.console import Console
 
 from medbert.commands.artefacts import artefact, read_json, write_json
 from medbert.commands.classifier import Recipe, Rows, predict, train_classifier
 from medbert.commands.judging import features, groups, oracle, write_models
+from medbert.commands.progress import show
 from medbert.commands.reporting import PRETRAINED, UNTRAINED, write_report
 from medbert.commands.table_one import table_one
 from medbert.data.counts import Counts, count_codes
 from medbert.data.store import Store
 from medbert.evaluate import report
 from medbert.evaluate.baselines import LightGBMBaseline, LogisticBaseline
-from medbert.evaluate.study import analyse
+from medbert.evaluate.study import Study, analyse
 from medbert.model import checkpoint
 from medbert.schema import (
     BOOLEAN_VALUE,
@@ -52,8 +52,8 @@ def evaluate(
     out: str,
     overwrite: bool,
     settings: dict[str, Any],
-) -> report.Results:
-    """Writes ``out`` (report.html, metrics.json, predictions of every model), returns the results.
+) -> Study:
+    """Writes ``out`` (report.html, metrics.json, predictions of every model), returns the study.
 
     Every model is trained on the run's training rows, chosen on its tuning rows and judged on its
     held-out rows; nothing is chosen on the latter.
@@ -101,9 +101,9 @@ def evaluate(
         study = dataclasses.replace(study, table_one=columns)
         study = write_report(study, folder / "report.html", run=Path(run), min_count=min_count)
         write_json(folder / "metrics.json", {**study.to_dict(), "searches": searches})
-    Console().print(report.rich_table(results, study.comparisons, min_count=min_count))
+    show(report.rich_table(results, study.comparisons, min_count=min_count))
     log.info("made %s; open %s", out, Path(out) / "report.html")
-    return results
+    return study
 
 
 def _tuned(

@@ -6,9 +6,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from medbert.commands.artefacts import artefact, write_json
+from medbert.commands.progress import show
 from medbert.data.card import describe
 from medbert.data.store import Store
 from medbert.evaluate.card import Card
@@ -37,7 +36,7 @@ def inspect(
         write_json(folder / "card.json", card.to_dict())
         card.write_html(folder / "card.html")
     found = records.info.get("findings", {})
-    Console().print(card.for_terminal(places={why: one["first"] for why, one in found.items()}))
+    show(card.for_terminal(places={why: one["first"] for why, one in found.items()}))
     log.info("made %s; open %s", out, Path(out) / "card.html")
     log.info("next: medbert pretrain store=%s out=encoder/", store)
     return card

@@ -6,10 +6,20 @@ import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 log = logging.getLogger(__name__)
 
 _LINE_EVERY_S = 30.0
+
+
+def show(what: Any) -> None:
+    """In the terminal; a notebook shows the same, which the verb returns, by itself."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_jupyter:
+        console.print(what)
 
 
 def follow(done: Iterable[int], what: str, total: int, *, unit: str = "events") -> Iterator[int]:

@@ -87,6 +87,10 @@ class Store:
             )
         self.split_of_row = splits["split"].to_numpy(zero_copy_only=False)
 
+    def __repr__(self) -> str:
+        events, codes = self.info["counts"]["events"], len(self.vocabulary)
+        return f"Store({len(self):,} subjects, {events:,} events, a vocabulary of {codes:,} tokens)"
+
     def __len__(self) -> int:
         return len(self.subject_ids)
 
@@ -203,11 +207,7 @@ def _in_order(parts: list[_Gathered], order: np.ndarray) -> _Gathered:
         return parts[0]
     back = np.argsort(order, kind="stable")
     events, visits, births = zip(*parts, strict=True)
-    return (
-        _take(_join(events), back),
-        _take(_join(visits), back),
-        np.concatenate(births)[back],
-    )
+    return _take(_join(events), back), _take(_join(visits), back), np.concatenate(births)[back]
 
 
 def _join(parts: Sequence[_Ragged]) -> _Ragged:
@@ -258,10 +258,7 @@ def record_batch(
     if value is None:
         value = np.full(len(events["code"]), np.nan, np.float32)
     kinds = pa.DictionaryArray.from_arrays(pa.array(stays.kind, pa.int8()), pa.array(KINDS))
-
-    def lists(offsets: pa.Array, values: pa.Array) -> pa.ListArray:
-        return pa.ListArray.from_arrays(offsets, values)
-
+    lists = pa.ListArray.from_arrays
     return pa.record_batch(
         {
             SUBJECT_ID: pa.array(ids, pa.int64()),

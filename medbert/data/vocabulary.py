@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -106,6 +107,11 @@ class Vocabulary:
 
     def __len__(self) -> int:
         return len(self.codes)
+
+    def table(self) -> pd.DataFrame:
+        """A line for each token; counts are of the training subjects."""
+        counted = {"count": self.counts, "subjects": self.n_subjects}
+        return pd.DataFrame({"code": self.codes, "title": self.titles, **counted})
 
     @property
     def sha256(self) -> str:

@@ -101,10 +101,7 @@ class Card:
         page.write(path, self.html())
 
     def _repr_html_(self) -> str:
-        return (
-            f"<iframe title='Dataset card' srcdoc='{escape(self.html())}' "
-            "style='width: 100%; height: 50rem; border: 1px solid #ccc'></iframe>"
-        )
+        return page.framed(self.html(), "Dataset card")
 
     def for_terminal(self, *, places: Mapping[str, str] | None = None) -> Group:
         """``places``: where the first of each finding is; for the owner of the records only."""

@@ -8,7 +8,10 @@ are those of Okabe and Ito, told apart by colour-blind readers; lines and marker
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -25,6 +28,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 LINES: tuple[Any, ...] = ("-", (0, (7, 2)), "-.", (0, (1, 1.3)), (0, (7, 2, 1, 2, 1, 2)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
 FONT: Any = {"font.size": 10, "font.family": "DejaVu Sans", "svg.hashsalt": "medbert"}
+_SHOWN = ContextVar("shown", default=False)
 POINTS = 400  # a curve of more points than this is thinned; the eye sees no difference
 
 
@@ -228,12 +232,27 @@ def svg(axes: Axes) -> bytes:
     return buffer.getvalue()
 
 
+@contextmanager
+def shown() -> Iterator[None]:
+    """New figures are meanwhile those of pyplot, if it is used or this is a notebook, which then
+    shows them. Pages are drawn without: they leave nothing behind."""
+    token = _SHOWN.set(bool({"ipykernel", "matplotlib.pyplot"} & sys.modules.keys()))
+    try:
+        yield
+    finally:
+        _SHOWN.reset(token)
+
+
 def new_axes(*, width: float = 4.6, height: float = 4.4) -> Axes:
     import matplotlib
     from matplotlib.figure import Figure
 
+    figure: Any = Figure
+    if _SHOWN.get():
+        from matplotlib.pyplot import figure
+    made = figure(figsize=(width, height), layout="constrained")
     with matplotlib.rc_context(FONT):
-        axes = Figure(figsize=(width, height), layout="constrained").subplots()
+        axes = made.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     return axes
 

@@ -67,6 +67,14 @@ def fill(template: str, **parts: str) -> str:
     )
 
 
+def framed(html: str, title: str) -> str:
+    """A whole page inside a notebook."""
+    return (
+        f"<iframe title='{title}' srcdoc='{escape(html)}' "
+        "style='width: 100%; height: 50rem; border: 1px solid #ccc'></iframe>"
+    )
+
+
 def write(path: Path | str, text: str) -> None:
     """Writes the whole page or nothing."""
     path = Path(path)

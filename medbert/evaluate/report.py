@@ -6,18 +6,28 @@ is made to be passed on (the pages, the terminal table) hides counts under ``min
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medbert.evaluate import page
+from medbert.evaluate import figures, page, pictures
 from medbert.evaluate.comparisons import Comparison
-from medbert.evaluate.intervals import ORACLE, REFERENCE, ModelResult, Results, summarise
+from medbert.evaluate.intervals import (
+    ORACLE,
+    ORACLE_NAME,
+    REFERENCE,
+    ModelResult,
+    Results,
+    summarise,
+)
 from medbert.evaluate.markdown import write_study_markdown
-from medbert.evaluate.sections import sections
+from medbert.evaluate.sections import sections, shown
 from medbert.evaluate.study import Study
 from medbert.evaluate.verdict import adjusted_p, cells, interval, method, size, verdict
+from medbert.schema import InputError
 
 __all__ = [
     "ModelResult",
@@ -30,6 +40,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from rich.table import Table
 
 LONG = 8  # sections from which a page has a table of contents
@@ -60,14 +71,48 @@ def rich_table(
     return table
 
 
+def plot(study: Study, picture: str) -> Axes:
+    """See ``Study.plot``."""
+    results, names = study.results, shown(study.results)
+    models = {name: results.probabilities[name] for name in names}
+    oracle, labels = results.probabilities.get(ORACLE_NAME), results.labels
+    auroc = {model.name: model.auroc for model in results.models}
+    whole = auroc[results.reference]
+    drawn: dict[str, Callable[[], Axes]] = {
+        "auroc": partial(figures.forest, auroc, coloured=names),
+        "roc": partial(figures.roc, labels, models=models, oracle=oracle),
+        "precision_recall": partial(figures.precision_recall, labels, models=models, oracle=oracle),
+        "calibration": partial(figures.calibration, labels, models=models),
+        "risk": partial(figures.risk_distribution, labels, probabilities=models[results.reference]),
+    }
+    if study.decision is not None:
+        mine = {name: line for name, line in study.decision.models.items() if name in names}
+        drawn["net_benefit"] = partial(
+            pictures.decision_curves, replace(study.decision, models=mine)
+        )
+    if study.subgroups:
+        drawn["subgroups"] = partial(pictures.subgroup_forest, study.subgroups, whole=whole)
+    if study.efficiency:
+        drawn["label_efficiency"] = partial(pictures.label_efficiency, study.efficiency)
+    for sweep in study.sweeps:
+        drawn[sweep.name] = partial(pictures.sweep, sweep, shown=names)
+    if picture not in drawn:
+        raise InputError(f"picture={picture}: choose one of {', '.join(drawn)}")
+    with figures.shown():
+        return drawn[picture]()
+
+
 def write_study_html(study: Study, path: Path | str, *, min_count: int = 10) -> None:
     """One page that needs nothing else, written whole or not at all."""
+    page.write(path, study_html(study, min_count=min_count))
+
+
+def study_html(study: Study, *, min_count: int = 10) -> str:
     parts = sections(study, min_count=min_count)
     links = "".join(f"<li><a href='#{p.anchor}'>{escape(p.title)}</a></li>" for p in parts)
-    text = page.fill(
+    return page.fill(
         "report.html",
         title=escape(study.title or "Report"),
         contents=f"<nav aria-label='Contents'><ul>{links}</ul></nav>" if len(parts) > LONG else "",
         sections="\n".join(page.section(part) for part in parts),
     )
-    page.write(path, text)

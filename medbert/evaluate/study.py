@@ -5,17 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from medbert.evaluate import page
 from medbert.evaluate.benefit import Benefit, DecisionCurve, benefits, decision_curve
 from medbert.evaluate.comparisons import Comparison, SeedSpread, compare
 from medbert.evaluate.efficiency import Crossing, Efficiency, LabelMultiple, Lead
 from medbert.evaluate.findings import Finding
 from medbert.evaluate.intervals import ORACLE_NAME, Results
 from medbert.evaluate.subgroups import Subgroup, subgroups
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,23 @@ class Study:
     notes: Sequence[str] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
     title: str = ""
+
+    def table(self) -> pd.DataFrame:
+        """See ``Results.table``: exact numbers, one line for each model."""
+        return self.results.table()
+
+    def plot(self, picture: str = "roc") -> Axes:
+        """One picture of the report: auroc, roc, precision_recall, calibration, risk, and, where it
+        was looked at, net_benefit, subgroups, label_efficiency or the name of a sweep."""
+        from medbert.evaluate.report import plot
+
+        return plot(self, picture)
+
+    def _repr_html_(self) -> str:
+        """The whole report."""
+        from medbert.evaluate.report import study_html
+
+        return page.framed(study_html(self), "Report")
 
     def to_dict(self) -> dict[str, Any]:
         """For ``metrics.json``, the results on top; nothing of single rows, and exact counts.

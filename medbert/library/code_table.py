@@ -16,6 +16,7 @@ from medbert.commands.convert import MIN_COUNT
 from medbert.data.titles import look_up
 from medbert.data.vocabulary import Vocabulary
 from medbert.evaluate.attribution import chapter, code_map
+from medbert.evaluate.figures import shown
 from medbert.library.encoder import Encoder
 from medbert.library.estimators import MedBertClassifier
 from medbert.schema import CODE, SPECIAL_TOKENS, InputError
@@ -60,7 +61,8 @@ def plot_codes(
     if method not in methods or len(table) < 3:
         raise InputError(f"method={method} of {len(table)} codes: say pca or tsne, of 3 or more")
     place, groups = methods[method].fit_transform(vectors), [chapter(code) for code in table[CODE]]
-    return code_map(place, groups=groups, names=[*table[TITLE]], axes=ax)
+    with shown():
+        return code_map(place, groups=groups, names=[*table[TITLE]], axes=ax)
 
 
 def encoder_of(model: Model) -> Encoder:

@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from html import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
@@ -25,7 +24,7 @@ from medbert.data.batches import Sequences, loader
 from medbert.data.store import Store
 from medbert.data.vocabulary import Vocabulary
 from medbert.library import model_card
-from medbert.library.frames import cohort_frame, store_rows
+from medbert.library.frames import cohort_frame, in_html, store_rows
 from medbert.model import checkpoint
 from medbert.model.encoder import BertEncoder
 from medbert.model.hazards import foretell
@@ -244,8 +243,7 @@ class Encoder:
         return f"Encoder({self._told()['Shape']})"
 
     def _repr_html_(self) -> str:
-        rows = (f"<tr><th>{k}</th><td>{escape(v)}</td></tr>" for k, v in self._told().items())
-        return f"<table>{''.join(rows)}</table>"
+        return in_html(self._told())
 
 
 def _values(asked: Scoring, function: Callable[[Batch], Tensor]) -> np.ndarray:

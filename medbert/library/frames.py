@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from html import escape
 from numbers import Number
 from typing import Any
 
@@ -50,6 +52,13 @@ def store_rows(records: Store, cohort: pd.DataFrame) -> tuple[np.ndarray, np.nda
     cure = "drop them, or prepare a store that has their records"
     refuse(_WHERE, SUBJECT_ID, rows < 0, f"are of subjects that {records.folder} lacks", cure)
     return rows, cohort[PREDICTION_TIME].to_numpy().astype("datetime64[us]").view(np.int64)
+
+
+def in_html(told: Mapping[str, str]) -> str:
+    """A line for each, as a notebook shows it; by itself it would set words to the right."""
+    left = 'style="text-align: left"'
+    rows = (f"<tr><th>{k}</th><td {left}>{escape(v)}</td></tr>" for k, v in told.items())
+    return f"<table>{''.join(rows)}</table>"
 
 
 def _frame(X: Any) -> pd.DataFrame:

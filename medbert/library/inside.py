@@ -20,6 +20,7 @@ from medbert.data.batches import Sequences
 from medbert.data.codes import is_diagnosis
 from medbert.data.store import History
 from medbert.evaluate.attribution import Lane, bars, timeline
+from medbert.evaluate.figures import shown
 from medbert.library.attention import Attention, attended, when
 from medbert.library.code_table import TITLE, Model, encoder_of, titles
 from medbert.library.estimators import MedBertClassifier
@@ -167,7 +168,8 @@ class Inside:
             found = found.groupby(CODE, as_index=False).agg(**both)
         found = found.loc[found[ATTRIBUTION].abs().nlargest(most).index]
         found = found if by_code else found.sort_index(ascending=False)
-        axes = bars([*found["name"]], found[ATTRIBUTION].to_numpy(), axes=ax)
+        with shown():
+            axes = bars([*found["name"]], found[ATTRIBUTION].to_numpy(), axes=ax)
         axes.set_xlabel("Change of the log-odds")
         axes.set_title(f"{self._label()}: {risk:.1%}", loc="right", fontsize=10)
         return axes
@@ -195,7 +197,9 @@ class Inside:
         for kind, some in self._firsts(history).groupby("kind"):
             at = spot(some[TIME].to_numpy())
             lanes.append(Lane(str(kind), at, at, [*some[TITLE]]))
-        axes = timeline(spot(time_N), risk=self._risk(time_N), lanes=lanes, axes=ax)
+        risk = self._risk(time_N)
+        with shown():
+            axes = timeline(spot(time_N), risk=risk, lanes=lanes, axes=ax)
         axes.set_title(self._label(), loc="left", fontsize=10)
         axes.set_xlabel("" if dates else "Visit")
         return axes

@@ -6,7 +6,6 @@ import hashlib
 import os
 import sys
 from dataclasses import dataclass
-from html import escape
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -15,8 +14,9 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 from hydra.utils import instantiate
 
-from medbert.commands import call, composed
+from medbert.commands import call, compose
 from medbert.data.store import FORMAT, Store
+from medbert.library.frames import in_html
 from medbert.schema import BOOLEAN_VALUE, PREDICTION_TIME, SUBJECT_ID, InputError
 
 SHIPPED = Path(str(files("medbert.data_synthetic")))
@@ -37,7 +37,7 @@ class Synthetic:
         ``task`` is one of conf/task; ``overrides`` are words of the command line.
         """
         records = Store(self.store)
-        chosen = composed("finetune", *overrides, task=task).task
+        chosen = compose("finetune", *overrides, task=task).task
         cohort = instantiate(chosen, _convert_="all").build(records)
         return pd.DataFrame(
             {
@@ -54,11 +54,7 @@ class Synthetic:
             "encoder": (self.encoder, "a small encoder, trained on invented lives"),
             "store": (self.store, f"{len(Store(self.store)):,} of them, as that encoder reads"),
         }
-        rows = "".join(
-            f"<tr><th>{name}</th><td>{what}</td><td><code>{escape(str(path))}</code></td></tr>"
-            for name, (path, what) in told.items()
-        )
-        return f"<table><caption>Synthetic cohort: no person is in it</caption>{rows}</table>"
+        return in_html({name: f"{what}, in {path}" for name, (path, what) in told.items()})
 
 
 def load_synthetic(cache: str | Path | None = None) -> Synthetic:

@@ -87,7 +87,7 @@ def test_a_run_holds_its_question_and_is_read_as_any_other(made, tmp_path):
     medbert.predict(run=run, store=made / "store", **rows, out=tmp_path / "again")
     np.testing.assert_allclose(probabilities(tmp_path / "again"), probabilities(run), atol=1e-6)
     results = medbert.evaluate("baseline={}", run=run, n_bootstrap=20, out=tmp_path / "report")
-    assert {"Med-BERT, pretrained", "Med-BERT, untrained"} <= {m.name for m in results.models}
+    assert {"Med-BERT, pretrained", "Med-BERT, untrained"} <= {*results.table()["model"]}
 
 
 @pytest.mark.parametrize(

@@ -94,3 +94,13 @@ def test_several_runs_in_one_command(tmp_path, flag_first):
 def test_settings_become_command_line_words():
     words = _words({"store": "a b/", "trainer": {"max_epochs": 3, "max_time": None}, "x": [1, "y"]})
     assert words == ["store='a b/'", "trainer.max_epochs=3", "trainer.max_time=null", "x=[1,y]"]
+
+
+def test_a_recipe_is_read_changed_and_run(tmp_path):
+    import medbert
+
+    recipe = medbert.compose("synthesize", "seed=4", n_subjects=50, out=tmp_path / "events")
+    recipe.n_subjects = 7
+    assert medbert.synthesize(recipe) == tmp_path / "events"
+    told = (tmp_path / "events" / "settings.json").read_text()
+    assert '"n_subjects": 7' in told and '"seed": 4' in told

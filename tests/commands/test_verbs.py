@@ -150,7 +150,7 @@ def test_frozen_means_the_encoder_is_the_one_given(made, tmp_path):
 def test_an_encoder_that_was_never_pretrained_is_evaluated_as_such(made, tmp_path):
     finetune(made, tmp_path / "run", encoder_dir=None, encoder="tiny")
     results = medbert.evaluate(run=tmp_path / "run", n_bootstrap=50, out=tmp_path / "report")
-    assert results.reference == "Med-BERT, untrained"
+    assert results.results.reference == "Med-BERT, untrained"
     assert "Med-BERT, pretrained" not in results.table()["model"].tolist()
     columns = pq.read_schema(tmp_path / "report" / "predictions.parquet").names
     assert columns[3:] == results.table()["model"].tolist()

@@ -29,6 +29,7 @@ from medbert.evaluate.verdict import (
     sweep_said,
     verdict,
 )
+from medbert.schema import InputError
 
 REFERENCE, UNTRAINED, LOGISTIC = "pretrained", "untrained", "L2 logistic regression"
 
@@ -281,3 +282,23 @@ def test_the_terminal_shows_adjusted_p_where_there_are_some(study: Study) -> Non
         for found in ((), study.comparisons)
     ]
     assert "p" in heads[0] and "p" not in heads[1] and "p,\nadjusted" in heads[1]
+
+
+def test_a_notebook_shows_the_report_and_each_picture_of_it(study: Study) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    html = study._repr_html_()
+    assert html.startswith("<iframe") and "Verdict" in html and not pyplot.get_fignums()
+    drawn = {p.name for part in sections.sections(study, min_count=10) for p in part.pictures}
+    named = {sweep.name.replace(" ", "_"): sweep.name for sweep in study.sweeps}
+    assert "calibration" in drawn and "net_benefit" in drawn and "subgroups" in drawn
+    for name in drawn:
+        axes = study.plot(named.get(name, name))
+        assert pyplot.gcf() is axes.figure, "pyplot shows it"
+        pyplot.close(axes.figure)
+    with pytest.raises(InputError, match=r"picture=map: choose one of auroc, roc, "):
+        study.plot("map")
+    assert list(study.table()["model"]) == [model.name for model in study.results.models]

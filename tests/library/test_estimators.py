@@ -25,7 +25,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from sklearn.utils.validation import validate_data
 
 import medbert
-from medbert.commands import composed
+from medbert.commands import compose
 from medbert.data.prepare import write_store
 from medbert.data.store import Store
 from medbert.library import estimators
@@ -224,13 +224,13 @@ def test_what_is_saved_predicts_as_before_and_on_the_command_line(X, y, tmp_path
 
 
 def test_settings_are_those_of_the_command_line():
-    told = composed("finetune", "store=a", "out=b", head="frozen_logistic")
+    told = compose("finetune", "store=a", "out=b", head="frozen_logistic")
     ours = {n: p.default for n, p in inspect.signature(MedBertClassifier).parameters.items()}
     for name in ("freeze", "batch_tokens", "patience"):
         assert ours[name] == told[name]
     assert (ours["max_epochs"], ours["lr"]) == (told.trainer.max_epochs, told.optimizer.lr)
     assert ours["random_state"] == told.seed
-    told = composed("embed", "store=a", "encoder_dir=b", "out=c")
+    told = compose("embed", "store=a", "encoder_dir=b", "out=c")
     ours = {n: p.default for n, p in inspect.signature(MedBertEmbedder).parameters.items()}
     for name in ("pooling", "max_tokens", "batch_tokens", "device"):
         assert ours[name] == told[name]
