@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from hydra.utils import instantiate
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from medbert.commands.artefacts import read_json
 from medbert.data.batches import Sequences
@@ -66,7 +66,7 @@ def pretraining(
 
 def save_objective(folder: Path, objective: torch.nn.Module) -> None:
     """What was asked of an encoder, beside it: an audit asks the same again. Not to be shared."""
-    save_file(objective.state_dict(), folder / _OBJECTIVE)
+    checkpoint.save_weights(objective.state_dict(), folder / _OBJECTIVE)
 
 
 def load_objective(folder: str | Path, records: Store, *, hidden: int) -> torch.nn.Module:

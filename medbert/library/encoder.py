@@ -26,7 +26,6 @@ from medbert.data.vocabulary import Vocabulary
 from medbert.library import model_card
 from medbert.library.frames import cohort_frame, in_html, store_rows
 from medbert.model import checkpoint
-from medbert.model.encoder import BertEncoder
 from medbert.model.hazards import foretell
 from medbert.model.heads import POOLINGS, pool
 from medbert.schema import DECISION, PREDICTION_TIME, PROBABILITY, SUBJECT_ID, Batch, InputError
@@ -179,8 +178,7 @@ class Encoder:
         settings = {k: self.settings[k] for k in _SHARED_SETTINGS if k in self.settings}
         own = (*checkpoint.OWN_KEYS, "encoder", "head", "model_type")
         extra = {k: v for k, v in self.config.items() if k not in own}
-        if isinstance(self.module, BertEncoder):
-            extra["model_type"] = "medbert"  # see ``hugging_face``
+        extra["model_type"] = "medbert"  # see ``hugging_face``
         given = {"statement": data_statement, "license": license}
         facts = self.facts | {name: word for name, word in given.items() if word}
         if _digest(self.module) != self._told_of:

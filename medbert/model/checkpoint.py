@@ -46,7 +46,7 @@ def save_module(
         for name, module in modules.items()
         for key, tensor in module.state_dict().items()
     }
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    save_weights(weights, folder / WEIGHTS)
     described = {
         name: {"class": _class_name(type(module)), "arguments": module.config}
         for name, module in modules.items()
@@ -54,6 +54,14 @@ def save_module(
     config = {"format": FORMAT, **described, "weights_sha256": _hash(folder / WEIGHTS), **extra}
     config[_OWN_HASH] = _hash_of(config)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Who may read the file is as with other files; safetensors would keep it from all others."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(dict(weights), path, metadata={"format": "pt"})
+    path.chmod(mode)
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -97,7 +105,7 @@ def load_module(folder: str | Path, name: str) -> nn.Module:
     if name not in described:
         there = ", ".join(described) or "none"
         raise InputError(f"{Path(folder) / CONFIG}: no module {name!r} here (there is: {there})")
-    module = _build(Path(folder) / CONFIG, name, described[name])
+    module = build(Path(folder) / CONFIG, name, described[name])
     weights = _read_weights(path, config.get("weights_sha256"))
     strays = [key for key in weights if key.partition(".")[0] not in described]
     if strays:
@@ -111,7 +119,7 @@ def load_module(folder: str | Path, name: str) -> nn.Module:
     return module
 
 
-def _build(path: Path, name: str, entry: Mapping[str, Any]) -> nn.Module:
+def build(path: Path, name: str, entry: Mapping[str, Any]) -> nn.Module:
     """A module of the class and arguments that config.json names; the random state is kept."""
     class_name, arguments = str(entry["class"]), entry.get("arguments", {})
     where, _, last = class_name.rpartition(".")

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from medbert.model.checkpoint import CONFIG, COPY_AGAIN, WEIGHTS, fill
+from medbert.model.checkpoint import CONFIG, COPY_AGAIN, WEIGHTS, fill, save_weights
 from medbert.model.encoder import INITIAL_DEVIATION, NORM_EPSILON, BertEncoder
 from medbert.model.tensorflow import read_tensors
 from medbert.schema import PAD, InputError
@@ -153,7 +153,7 @@ def save_hugging_face(folder: Path, encoder: BertEncoder, *, extra: Mapping[str,
         **_FIXED,
         **extra,
     }
-    save_file(to_hugging_face(encoder), folder / WEIGHTS, metadata={"format": "pt"})
+    save_weights(to_hugging_face(encoder), folder / WEIGHTS)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

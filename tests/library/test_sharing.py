@@ -89,6 +89,7 @@ def test_only_what_may_be_passed_on_is_written(folder, tmp_path):
     encoder = Encoder.from_pretrained(folder)
     shared = encoder.save_pretrained(tmp_path / "shared", license="cc-by-4.0")
     assert sorted(file.name for file in shared.iterdir()) == sorted(SHARED)
+    assert len({file.stat().st_mode for file in shared.iterdir()}) == 1, "all may be read alike"
     for file in shared.iterdir():
         assert b"ward7" not in file.read_bytes() and b"/srv" not in file.read_bytes()
     own, passed = encoder.vocabulary, Vocabulary.load(shared)
@@ -324,11 +325,12 @@ def test_a_folder_that_is_not_whole_is_refused_in_one_line(folder, tmp_path, spo
     assert "\n" not in str(error.value) and str(shared) in str(error.value)
 
 
-def test_transformers_opens_it_by_itself(folder, tmp_path):
+@pytest.mark.parametrize("name", ["bert", "causal"])
+def test_transformers_opens_it_by_itself(name, tmp_path):
     transformers = pytest.importorskip("transformers")
     import medbert.library.hugging_face  # noqa: F401
 
-    encoder = Encoder.from_pretrained(folder)
+    encoder = Encoder.from_pretrained(FORMAT_1 / name)
     model = transformers.AutoModel.from_pretrained(encoder.save_pretrained(tmp_path / "shared"))
     said = json.loads((FORMAT_1 / "expected.json").read_text())
     batch = batch_of(said)
@@ -340,6 +342,8 @@ def test_transformers_opens_it_by_itself(folder, tmp_path):
     )
     mask = torch.arange(tokens.shape[1]) < batch.lengths_B[:2, None]
     with torch.inference_mode():
-        told = model.eval()(tokens, mask.long(), visits, ages).last_hidden_state
+        told = model.eval()(tokens, mask.long(), visits, ages, batch.sex_B[:2]).last_hidden_state
         torch.testing.assert_close(told[mask], encoder.module(batch), atol=1e-5, rtol=0)
     assert not told[~mask].any()
+    theirs, ours = dict(model.encoder.named_buffers()), dict(encoder.module.named_buffers())
+    assert theirs.keys() == ours.keys() and all(theirs[k].equal(ours[k]) for k in ours)
