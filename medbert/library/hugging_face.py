@@ -42,8 +42,8 @@ class MedBertModel(PreTrainedModel):
         """Of modules whose weights were not in the folder; buffers never are."""
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=INITIAL_DEVIATION)
-            if getattr(module, "bias", None) is not None:
-                nn.init.zeros_(module.bias)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
         if isinstance(module, Hazards):
             module.edge_P.copy_(torch.tensor(self.encoder.config["edges"]))
 
