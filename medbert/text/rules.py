@@ -41,6 +41,8 @@ D, Y, SEP = r"(?:3[01]|[12]\d|0?[1-9])", r"(?:1[89]|20)\d\d", r"\s?[./-]{1,2}\s?
 TH, OF, GAP = r"(?:st|nd|rd|th|º)?", r"(?:of |de |del )?", r"[\s,./-]{0,3}"
 SHORT = rf"(?:{Y}|['’-]\d\d|\d\d(?=[,;.)\n]|$))"  # a year after day and month
 NEW = r"(?<![\w.,/-])"  # no part of another number
+NO = r"(?!\d|[.,/-]\d)"  # nor does one go on
+GLUED = r"(?<![\d.,/-])"  # as NEW, where a word may end at it
 N = rf"{NEW}(1[0-2]\d|\d{{1,2}})(?!\d)"  # an age
 BYTE = r"(?:25[0-5]|2[0-4]\d|1?\d?\d)"
 TIME = r"(?:year|yr|month|week|day|wk|mo)s?"
@@ -81,7 +83,7 @@ class Rule(NamedTuple):
 
 DATES = (
     Rule("DATE", 0.97, NUMBER, rf"{Y}{SEP}(?:1[0-2]|0?\d){SEP}{D}(?!\d)(?:[T ]\d\d:\d\d[\d:Z]*)?"),
-    Rule("DATE", 0.97, NUMBER, rf"{NEW}{D}{SEP}{D}{SEP}['’]?(?:{Y}|\d\d)(?![\d/-])", day),
+    Rule("DATE", 0.97, NUMBER, rf"{GLUED}{D}{SEP}{D}{SEP}['’]?(?:{Y}|\d\d)(?![\d/-])", day),
     Rule("DATE", 0.97, NUMBER, rf"{D}\.?{TH}{GAP}{OF}{M}(?:{GAP}{OF}{SHORT})?(?!\d)", month),
     Rule(
         "DATE",
@@ -91,12 +93,13 @@ DATES = (
         month,
     ),
     Rule("DATE", 0.95, "month", rf"\.?{GAP}{OF}(?:{Y}|['’]\d\d)(?!\d)"),
-    Rule("DATE", 0.8, NUMBER, rf"{NEW}(?:1[0-2]|0?[1-9])\s?[/.-]\s?{Y}(?![\d./-])"),
-    Rule("DATE", 0.8, NUMBER, rf"{NEW}{Y}[/-](?:1[0-2]|0[1-9])(?![\d/-])"),
+    Rule("DATE", 0.8, NUMBER, rf"{NEW}(?:1[0-2]|0?[1-9])\s?[/.-]\s?{Y}{NO}"),
+    Rule("DATE", 0.8, NUMBER, rf"{NEW}{Y}[/-](?:1[0-2]|0[1-9]){NO}"),
     Rule("DATE", 0.8, "dated", rf":?\s({D}\s?[./]\s?{D}\.?)(?![\d%]|[./]\d|\s?mg)", day),
     Rule("DATE", 0.6, NUMBER, rf"{NEW}0[1-9]/(?:[12]\d|3[01]|0[1-9])(?![\d/%])"),
     Rule("DATE", 0.6, NUMBER, rf"{NEW}(?:[12]\d|3[01]|0[1-9])\.(?:0[1-9]|1[0-2])\.(?!\d)"),
     Rule("DATE", 0.7, "within", rf"[ -]({M})(?!\s?\d)", month),
+    Rule("DATE", 0.6, "dated", rf"\W{{0,3}}((?:[012]\d|3[01])(?:0[1-9]|1[0-2])\d\d){NO}"),
     Rule("DATE", 0.9, "born", r"\W{0,3}(\d{6}|\d{8})(?!\d)"),
     Rule("DATE", 0.6, NUMBER, r"(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?!\d)"),
     Rule("DATE:YEAR", 0.6, "within year", rf"[ -]({Y})(?!\d|[.,]\d|\s?(?:mg|ml|g|kcal|IE|kr)\b)"),
@@ -144,10 +147,10 @@ CONTACTS = (
         "CONTACT:PHONE",
         0.8,
         NUMBER,
-        rf"{NEW}(?:[2-9]\d(?: \d\d){{3}}|[489]\d\d \d\d \d{{3}})(?![\d.,])",
+        rf"{NEW}(?:[2-9]\d(?: \d\d){{3}}|[2-9]\d\d \d\d \d{{3}}){NO}",
     ),
     Rule("CONTACT:PHONE", 0.8, NUMBER, rf"{NEW}0\d{{2,4}}[ -]\d{{3,4}}[ -]?\d{{3,4}}(?!\d)"),
-    Rule("CONTACT:PHONE", 0.7, NUMBER, rf"{NEW}0\d{{1,3}}(?:[ -]\d{{2,3}}){{3,4}}(?![\d.,])"),
+    Rule("CONTACT:PHONE", 0.7, NUMBER, rf"{NEW}0\d{{1,3}}(?:[ -]\d{{2,3}}){{3,4}}{NO}"),
     Rule(
         "CONTACT:PHONE",
         0.8,

@@ -54,7 +54,7 @@ _PATTERNS = [
         r"(?P<y>\d{4})(?P<m>\d\d)(?P<d>\d\d)",
         r"(?P<short>)(?P<y>\d\d)(?P<s>-?)(?P<m>\d\d)(?P=s)(?P<d>\d\d)",
         rf"{_D}{_GAP}{_OF}{_NAME}(?:{_GAP}{_OF}{_YY})?",
-        rf"{_NAME}{_GAP}{_D}(?:[\s.,/–-]+{_YY})?",
+        rf"(?P<reverse>){_NAME}{_GAP}{_D}(?:[\s.,/–-]+{_YY})?",
         rf"{_NAME}{_GAP}{_OF}{_Y}",
         rf"{_NAME}\.?\s?['’/–-](?P<y>\d\d)",
         rf"{_Y}{_GAP}{_NAME}(?:{_GAP}{_D})?",
@@ -150,6 +150,8 @@ def _readings(text: str, known: Known) -> Iterator[tuple[re.Match[str], Dated, s
         if (
             ("short" in part and first is not None and not tag.startswith("sv"))
             or ("mixed" in part and not first)
+            # "mai 16" is a day or a year where the day stands first
+            or ("reverse" in part and first and not part["y"] and not tag.startswith("en"))
             or ("years" in part and int(part["m"]) > int(part["y"]) % 100)  # 2010-12: years?
         ):
             continue

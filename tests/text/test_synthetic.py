@@ -37,7 +37,7 @@ def test_spans_are_in_order_and_hold_what_their_label_says(notes):
                 assert words.isdigit()
             if span.label == "ID:FNR":
                 assert adds_up("FNR", words) and words[2] in "89"
-    assert set(labels) == set(LABELS) and len(kinds) == 9
+    assert set(labels) == set(LABELS) and len(kinds) == 10
     assert not any("{" in note.text or "[" in note.text for note in notes)
 
 
