@@ -5,7 +5,7 @@ DEMO := demo
 SHIPPED := $(DEMO)/shipped
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo encoder test check clean
+.PHONY: help install demo encoder notes detector test check clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -31,6 +31,18 @@ encoder: .venv/installed ## train the small encoder that is shipped, on an inven
 	$(BIN)/medbert prepare source=meds source.path=$(SHIPPED)/events out=$(SHIPPED)/store overwrite=true
 	$(BIN)/medbert pretrain store=$(SHIPPED)/store experiment=foretell out=$(SHIPPED)/encoder overwrite=true
 	$(BIN)/python -c "import medbert; medbert.Encoder.from_pretrained('$(SHIPPED)/encoder').save_pretrained('data_synthetic/encoder', overwrite=True, license='apache-2.0', data_statement='100,000 invented lives (medbert synthesize, seed 31): no records of people.')"
+
+notes: .venv/installed ## invent the notes that are shipped
+	$(BIN)/medbert synthesize notes out=$(SHIPPED)/notes overwrite=true
+	cp $(SHIPPED)/notes/notes.jsonl data_synthetic/notes/
+
+# CARRIERS: MTS-Dialog-TrainingSet.csv, NorMedQA as JSON, norne_nob.conll.gz, norne_nno.conll.gz (see benchmarks/carriers.py)
+detector: .venv/installed ## train the small detector of names that is shipped (minutes): make detector CARRIERS="..."
+	$(BIN)/medbert synthesize notes n_patients=110 wide=true noise=0.3 seed=101 out=$(SHIPPED)/train overwrite=true
+	$(BIN)/medbert synthesize notes n_patients=20 wide=true noise=0.3 seed=202 out=$(SHIPPED)/tuning overwrite=true
+	$(BIN)/python benchmarks/carriers.py $(SHIPPED)/train/carriers.jsonl $(CARRIERS)
+	$(BIN)/medbert train detector notes=$(SHIPPED)/train tuning=$(SHIPPED)/tuning fine=false '+labels={DATE: null, AGE: null, ID: null, CONTACT: null}' learner.max_iterations=45 learner.min_count=3 out=$(SHIPPED)/detector overwrite=true
+	$(BIN)/python -c "from medbert.text.thresholds import load_detector as load; d = load('$(SHIPPED)/detector'); d.points = {'recall': {'*': 0.5}, 'f1': {'*': 1.0}}; d.save('medbert/text/data/detector')"
 
 test: .venv/installed ## run the tests, a process a core, one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --dist loadfile

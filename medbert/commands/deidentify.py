@@ -30,6 +30,7 @@ from medbert.text.notes import COLUMNS, WRITTEN, Note, format_of, read, write
 from medbert.text.redact import Operator, operators_of, redact, sealed
 from medbert.text.rules import Rules
 from medbert.text.shift import read_key
+from medbert.text.shipped import shipped
 from medbert.text.spans import Detector, Ensemble, coarse, everywhere, merge
 from medbert.text.surrogates import Whose
 from medbert.text.thresholds import load_detector
@@ -116,8 +117,12 @@ def deidentify(
 
 
 def detectors(*, trained: str | None, point: str) -> Detector:
-    """Rules and word lists, and the detector in the folder ``trained``."""
-    more = [load_detector(trained, point=point)] if trained else []
+    """Rules and word lists, and beside them a trained detector: "shipped", or a folder's."""
+    more: list[Detector] = []
+    if trained == "shipped":
+        more = shipped(point=point)
+    elif trained:
+        more = [load_detector(trained, point=point)]
     return Ensemble([Rules(), *listed(), *more])
 
 

@@ -109,6 +109,11 @@ def _tail() -> re.Pattern[str]:
     return re.compile(rf"(?:['’]?s)?[ \n-](?:[\w'’-]+[ \n]){{0,2}}?(?i:{any_of('tail')})")
 
 
+def tailed(text: str, end: int) -> bool:
+    """Whether what ends here is followed by "disease", "score", ...: then it names one of these."""
+    return bool(_tail().match(text, end))
+
+
 def eponym(text: str, start: int, end: int) -> bool:
     """Whether a name is that of a disease or a test: "Wilson's disease", "Wells score"."""
     known = shipped().eponyms
