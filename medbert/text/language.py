@@ -4,8 +4,8 @@ A word's score for a language is the sum of the weights of its character n-grams
 the whole word), hashed; a text's, the sum over its words. A logistic regression learnt the weights
 (``benchmarks/language.py`` makes them again; sources and terms are in ``data/lists.md``).
 
-A document is voted on in pieces of some twenty words, so that one that is half one language and
-half another is said to be "mixed".
+A document has the language of all its words together, unless a quarter of it, in pieces of some
+twenty words, clearly has another: then it is "mixed".
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 _LONGEST = 5  # characters of an n-gram
 _PIECE = 20  # words
 _MIXED_SHARE = 0.25  # of the words of a document that another language has
+_CLEARLY = 4.0  # log-odds by which a piece has another language than the document
 _KNOWN_WORDS = 500_000  # whose scores are remembered
 
 
@@ -100,11 +101,14 @@ class Languages:
         said = words(text)
         if len(said) < least:
             return Guess(TOO_SHORT, {})
+        whole = int(self.scores(said).argmax())
         edges = np.linspace(0, len(said), max(1, round(len(said) / _PIECE)) + 1).astype(int)
         votes: Counter[str] = Counter()
         for start, end in zip(edges[:-1], edges[1:], strict=True):
-            best = self.names[int(self.scores(said[start:end]).argmax())]
-            votes[best if best in NAMED else OTHER] += int(end - start)
+            score_L = self.scores(said[start:end])
+            best = int(score_L.argmax())
+            clear = score_L[best] - score_L[whole] >= _CLEARLY
+            votes[self.names[best if clear else whole]] += int(end - start)
         shares = {name: n / len(said) for name, n in votes.most_common()}
         first = next(iter(shares))
         return Guess(MIXED if 1 - shares[first] >= _MIXED_SHARE else first, shares)
