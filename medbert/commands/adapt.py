@@ -79,7 +79,7 @@ def adapt(
         out, overwrite=overwrite, settings=settings, resumable=True, free=_FREE, writes=writes
     ) as folder:
         plan = _Plan(encoder, objective, length, batch_rows, workers, seed)
-        other = None if general is None else open_corpus(general)
+        other = None if general is None else _general(general, gate_override)
         found = _numbers(notes, other, plan, folder / "tokens", judged, replay > 0, writes)
         if base is None:
             encoder.start_at(_counts(found[TRAIN]))
@@ -103,6 +103,14 @@ def adapt(
             _finish(folder, plan, found, before, metrics=metrics, of=of, settings=settings)
             log.info("made %s; next: AutoModelForMaskedLM.from_pretrained(%r)", out, out)
     return Path(out)
+
+
+def _general(path: str, gate_override: str | None) -> Corpus | PlainText:
+    """General text may be a corpus of notes; that has its gate too."""
+    found = open_corpus(path)
+    if isinstance(found, Corpus):
+        admitted(path, override=gate_override)
+    return found
 
 
 def _start(

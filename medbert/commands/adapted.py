@@ -83,7 +83,9 @@ def told(judgements: Mapping[str, Judgement], *, fresh: bool) -> Iterator[str]:
     for name, found in judgements.items():
         where = name.replace("_", "-")
         span = f"{found.change:+.3f} (95% {found.low:+.3f} to {found.high:+.3f})"
-        if name == "general text":
+        if found.documents < _FEWEST:
+            word = "too few documents to tell"
+        elif name == "general text":
             word = "forgotten" if found.low > 0 else "not forgotten"
         else:
             word = "gain" if found.high < 0 else "loss" if found.low > 0 else "no gain"

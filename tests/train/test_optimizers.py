@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from medbert.train.optimizers import RowAdamW, clip_gradients
+from medbert.schema import InputError
+from medbert.train.optimizers import RowAdamW, adamw, clip_gradients
 
 CODES, WIDTH = 30, 4
 SETTINGS = {"lr": 0.05, "weight_decay": 0.1}
@@ -88,3 +90,35 @@ def test_sparse_gradients_are_clipped_as_dense_ones(limit: float) -> None:
         torch.testing.assert_close(norm, wanted)
         for one, two in zip(made, wanted_grads, strict=True):
             torch.testing.assert_close(one, two)
+
+
+def rates(shape: str) -> list[float]:
+    """Of 100 steps, 10 of them warm-up, down to a tenth."""
+    module = SimpleNamespace(encoder=nn.Linear(2, 2), objective=nn.Module(), trainer=None)
+    made = adamw(
+        module,
+        total_steps=100,
+        lr=1.0,
+        weight_decay=0.0,
+        warmup=0.1,
+        encoder_lr_factor=1.0,
+        lazy_rows=False,
+        shape=shape,
+        floor=0.1,
+    )
+    scheduler, seen = made["lr_scheduler"]["scheduler"], []
+    for _ in range(101):
+        seen.append(scheduler.get_last_lr()[0])
+        made["optimizer"].step()
+        scheduler.step()
+    return seen
+
+
+def test_the_rate_warms_up_and_falls_to_its_floor_along_a_line_or_a_cosine() -> None:
+    linear, cosine = rates("linear"), rates("cosine")
+    for seen in (linear, cosine):
+        assert seen[0] == pytest.approx(0.1) and max(seen) == pytest.approx(1.0)
+        assert seen[100] == pytest.approx(0.1) and sorted(seen[10:], reverse=True) == seen[10:]
+    assert [linear[55], cosine[55]] == pytest.approx([0.55, 0.55]) and cosine[30] > linear[30]
+    with pytest.raises(InputError, match="shape"):
+        rates("step")
