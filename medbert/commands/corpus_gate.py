@@ -142,8 +142,7 @@ def _surrogates(found: str, wanted: Collection[str]) -> dict[str, set[str]]:
     """What ``medbert deidentify`` has put into the notes ``wanted``, by note; nothing, where
     ``found`` is not a folder of its."""
     folder = Path(found)
-    clean = [*folder.glob("notes*")] if (folder / "spans.jsonl").is_file() else []
-    if not clean:
+    if not (folder / "spans.jsonl").is_file() or not [*folder.glob("notes*")]:
         return {}
     places = {
         row["note_id"]: [(s["new_start"], s["new_end"]) for s in row["spans"] if "new_start" in s]
@@ -152,7 +151,7 @@ def _surrogates(found: str, wanted: Collection[str]) -> dict[str, set[str]]:
     }
     return {
         note.note_id: {note.text[start:end] for start, end in places[note.note_id]}
-        for note in read(clean[0])
+        for note in read(folder)
         if note.note_id in places
     }
 

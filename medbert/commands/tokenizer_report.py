@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -20,7 +21,8 @@ from medbert.text.plain import open_corpus
 
 log = logging.getLogger(__name__)
 
-_MUCH_WORSE = 1.5  # times the fertility of general text: below it, new tokens gained little
+_MUCH_WORSE = 1.5  # times the fertility of general text
+_WORTH = 0.05  # of all steps
 
 
 @withheld
@@ -69,9 +71,8 @@ def tokenizer_report(
         (folder / "words.txt").write_text(listed, encoding="utf-8")
     _show(report)
     log.info("%s", report["advice"])
-    log.info(
-        "made %s; next: medbert tokenizer extend base=%s words=%s/words.txt", out, tokenizer, out
-    )
+    words_in = Path(out) / "words.txt"
+    log.info("made %s; next: medbert tokenizer extend base=%s words=%s", out, tokenizer, words_in)
     return report
 
 
@@ -97,11 +98,12 @@ def _advice(report: dict[str, Any]) -> str:
     if best is None:
         return "no word is cut into so many pieces in so many patients: nothing to add"
     saved = f"{best['tokens']:,} tokens would save {best['steps_saved']:.1%} of all steps"
+    times = 0.0
     if (general := report["general"]) and general["fertility"]:
         times = report["all"]["fertility"] / general["fertility"]
-        verdict = "extend it" if times >= _MUCH_WORSE else "an extension is hardly worth it"
-        return f"{times:.2f} times the pieces a word of general text; {saved}: {verdict}"
-    return f"{saved}; general=TEXT tells how much worse than general text it is"
+        saved = f"{times:.2f} times the pieces a word of general text; {saved}"
+    worth = best["steps_saved"] >= _WORTH or times >= _MUCH_WORSE
+    return f"{saved}: {'extend it' if worth else 'an extension is hardly worth it'}"
 
 
 def _show(report: dict[str, Any]) -> None:

@@ -73,12 +73,13 @@ def read(
 
     ``columns`` names the columns (or JSON keys) of the fields of a Note that are called otherwise.
     ``patient_pattern``: a regular expression whose first group (or whole match) in the note id is
-    the patient id. A file of a folder is called by its path below it, without the ending.
+    the patient id. A file of a folder is called by its path below it, without the ending. Of a
+    folder that ``medbert deidentify`` made, its notes are read.
 
     Raises:
         InputError: a file cannot be read; says which line and why.
     """
-    path = Path(path)
+    path = _made(Path(path))
     columns = columns or {}
     if unknown := sorted(columns.keys() - COLUMNS.keys()):
         raise InputError(f"columns.{unknown[0]}: known are {', '.join(COLUMNS)}")
@@ -107,8 +108,14 @@ def write(
     _module(format).write(notes, path, Options(columns or {}, fields=tuple(fields)))
 
 
+def _made(path: Path) -> Path:
+    found = sorted(path.glob("notes*")) if (path / "spans.jsonl").is_file() else []
+    return found[0] if found else path
+
+
 def format_of(path: Path, format: str = "auto") -> str:
     """The format of a file or folder by its name or by the files in it."""
+    path = _made(path)
     if not path.exists():
         raise InputError(f"{path}: there is no such file or folder")
     if format != "auto":

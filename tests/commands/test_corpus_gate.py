@@ -67,8 +67,7 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Path:
     medbert.deidentify(
         "operators=surrogate", f"operators.key={folder / 'key'}", **given, out=str(folder / "other")
     )
-    sources = {"raw": "notes.jsonl", "clean_corpus": "clean/notes.jsonl"}
-    sources["other_corpus"] = "other/notes.jsonl"
+    sources = {"raw": "notes.jsonl", "clean_corpus": "clean", "other_corpus": "other"}
     for out, source in sources.items():
         medbert.corpus(in_=str(folder / source), out=str(folder / out), near=None)
     return folder

@@ -121,6 +121,7 @@ def test_what_is_proposed_is_frequent_in_many_patients_and_no_name(place, report
     one, two, three = report["prices"]
     assert (one["tokens"], two["tokens"], three["tokens"]) == (1, 2, 3)
     assert three["parameters"] == 3 * (16 + 1)
+    assert report["advice"].endswith("extend it")
     assert three["pieces_saved"] == report["all"]["pieces"] - report["all"]["words"] - sum(
         n for n in _of_the_name(place)
     )
