@@ -146,6 +146,7 @@ def _transformers() -> Any:
     except ImportError as error:
         raise InputError("this needs transformers: pip install 'medbert[text]'") from error
     transformers.logging.set_verbosity_error()  # what is missing is said by us
+    transformers.logging.disable_progress_bar()
     return transformers
 
 

@@ -221,6 +221,7 @@ def _pretrained(folder: str | Path, *, labels: dict[int, str] | None = None) -> 
     except ImportError as error:
         raise InputError("a tagger needs transformers: pip install 'medbert[text]'") from error
     quiet.set_verbosity_error()  # what is missing is said below
+    quiet.disable_progress_bar()
     own: dict[str, Any] = {}
     if labels:  # the head of another task gives way
         named = {name: i for i, name in labels.items()}

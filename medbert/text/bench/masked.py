@@ -169,6 +169,7 @@ def loaded(folder: str | Path, kind: str, **more: Any) -> tuple[Any, Any]:
     except ImportError as error:
         raise InputError("this needs transformers: pip install 'medbert[text]'") from error
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     try:
         model = getattr(transformers, kind).from_pretrained(
             folder, local_files_only=True, use_safetensors=True, **more
