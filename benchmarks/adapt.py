@@ -1,7 +1,7 @@
 """A base from general Norwegian text, continued on medical text, on more general text, and on text
 of another domain: what is the gain of the domain, and what is forgotten?
 
-    python benchmarks/adapt.py ../shared/data models/ [--base 9000] [--arm 1200] [--only mlm span]
+    python benchmarks/adapt.py ../shared/data models/ [--base 8800] [--arm 1200] [--only mlm span]
 
 Makes ``models/tokenizer16k``, ``models/base`` and, each of as many steps of the base:
 
@@ -39,7 +39,7 @@ TERMS, MOST_TERMS = 25, 20_000  # a line, of 78,105
 OBJECTIVES = ("mlm", "span", "schedule")
 QUICK = {
     "length": 128,
-    "batch_rows": 4,
+    "batch_rows": 8,
     "judged": 40,
     "looks": 2,
     "patience": 1000,
@@ -164,9 +164,9 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("models", type=Path)
     parser.add_argument(
-        "--base", type=int, default=17_600, help="steps of the base, 512 tokens each"
+        "--base", type=int, default=8_800, help="steps of the base, 1,024 tokens each"
     )
-    parser.add_argument("--arm", type=int, default=2_400, help="steps of each arm")
+    parser.add_argument("--arm", type=int, default=1_200, help="steps of each arm")
     parser.add_argument("--only", nargs="+", default=list(OBJECTIVES), choices=OBJECTIVES)
     parser.add_argument("--reviewed", type=int, default=150, help="reviews that are judged")
     parser.add_argument("--tell", action="store_true", help="only the table")

@@ -291,6 +291,36 @@ def test_a_model_without_its_head_is_refused(words, tmp_path):
         load(tmp_path)
 
 
+def test_what_follows_from_the_context_is_learned(tmp_path):
+    random = np.random.default_rng(0)
+    known = (
+        "He has a cough.",
+        "She fell on the ice.",
+        "A child cries at night.",
+        "They went home.",
+    )
+    texts = [" ".join(known[i] for i in random.integers(4, size=4)) for _ in range(200)]
+    words = learn_pieces(texts, kind="wordpiece", size=100, lowercase=False, min_count=2, length=80)
+    words.save_pretrained(tmp_path)
+    made = encoder(tmp_path, "modernbert")
+    tokens = write_tokens(texts, tmp_path / "tokens", tokenizer=words)
+    frame = Frame.of(words)
+    laid = source(tokens, frame=frame, length=64, pairs=False, seed=0)
+    shown = made.replacement()
+    data = Rows([laid], frame=frame, masking=Words(), replacement=shown, seed=0)
+    every = loader(data, InOrder(len(data), rows=16))
+    made.start_at(torch.from_numpy(np.bincount(tokens.token_T)))
+    frequencies_alone = masked_losses(made, every, texts=len(texts)).mean
+    asks = MaskedText(divisor=lambda n, **_: max(n, 1), next_sentence=False)
+    optimizer = torch.optim.AdamW(made.parameters(), lr=1e-2)
+    for index in RowSampler([laid.rows], rows=8, batches=120, seed=0):
+        loss = asks(made, data[index]).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert masked_losses(made, every, texts=len(texts)).mean < frequencies_alone / 2
+
+
 # --- order --------------------------------------------------------------------------------------
 
 
