@@ -101,10 +101,12 @@ def embed_notes(
             raise InputError(f"{in_}: no note has a patient; say columns.patient_id=")
         if n_codes:
             counts["events"] = _events(folder, n_codes, splits, seed)
+            if undated := counts["notes"] - counts["events"]:
+                log.warning("%s notes have no time, and make no event", f"{undated:,}")
         write_json(
             folder / "summary.json", {**counts, "hidden": model.hidden, "encoder_dir": encoder_dir}
         )
-    log.info("made %s: %s notes; open %s/embeddings.parquet", out, f"{counts['notes']:,}", out)
+    log.info("made %s: %s notes; open %s", out, f"{counts['notes']:,}", Path(out) / file.name)
     return Path(out)
 
 

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.resources import files
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,14 +73,19 @@ class Languages:
     def shipped(cls) -> Languages:
         return _shipped()
 
-    def scores(self, said: Iterable[str]) -> NDArray[np.float32]:
+    def scores(self, said: Iterable[str]) -> NDArray[Any]:
         """The log-odds of each language, of these words together (in lower case)."""
-        total_L, n = np.zeros(len(self.names), np.float32), 0
-        for word in said:
-            sum_L, n_grams = self._word(word)
-            total_L += sum_L
-            n += n_grams
-        return total_L / np.sqrt(max(n, 1), dtype=np.float32) + self.bias_L
+        sums_WL, grams_W = self._sums(said)
+        return self._odds(sums_WL.sum(0), grams_W.sum())
+
+    def _sums(self, said: Iterable[str]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Of each word: the sums of the weights of its n-grams, and how many it has."""
+        known = [self._word(word) for word in said]
+        sums_WL = np.array([one for one, _ in known], np.float32).reshape(-1, len(self.names))
+        return sums_WL, np.array([n for _, n in known], np.int64)
+
+    def _odds(self, sums: NDArray[np.float32], n_grams: NDArray[np.int64]) -> NDArray[Any]:
+        return sums / np.sqrt(np.maximum(n_grams, 1), dtype=np.float32) + self.bias_L
 
     def _word(self, word: str) -> tuple[NDArray[np.float32], int]:
         if (known := self._words.get(word)) is not None:
@@ -101,14 +106,19 @@ class Languages:
         said = words(text)
         if len(said) < least:
             return Guess(TOO_SHORT, {})
-        whole = int(self.scores(said).argmax())
-        edges = np.linspace(0, len(said), max(1, round(len(said) / _PIECE)) + 1).astype(int)
+        sums_WL, grams_W = self._sums(said)
+        whole = int(self._odds(sums_WL.sum(0), grams_W.sum()).argmax())
+        starts = np.linspace(0, len(said), max(1, round(len(said) / _PIECE)) + 1).astype(int)[:-1]
+        odds_PL = self._odds(
+            np.add.reduceat(sums_WL, starts), np.add.reduceat(grams_W, starts)[:, None]
+        )
+        best_P = odds_PL.argmax(1)
+        clear_P = odds_PL.max(1) - odds_PL[:, whole] >= _CLEARLY
         votes: Counter[str] = Counter()
-        for start, end in zip(edges[:-1], edges[1:], strict=True):
-            score_L = self.scores(said[start:end])
-            best = int(score_L.argmax())
-            clear = score_L[best] - score_L[whole] >= _CLEARLY
-            votes[self.names[best if clear else whole]] += int(end - start)
+        for best, n in zip(
+            np.where(clear_P, best_P, whole), np.diff([*starts, len(said)]), strict=True
+        ):
+            votes[self.names[best]] += int(n)
         shares = {name: n / len(said) for name, n in votes.most_common()}
         first = next(iter(shares))
         return Guess(MIXED if 1 - shares[first] >= _MIXED_SHARE else first, shares)

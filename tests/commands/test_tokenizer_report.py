@@ -203,6 +203,13 @@ def test_notes_become_vectors_and_events_of_their_patients(place, tmp_path):
     events = parquet.read_table(out / "events.parquet")
     assert events.num_rows == len(given)
     assert {code.rpartition("//")[0] for code in events["code"].to_pylist()} == {"NOTE//nursing"}
+    (tmp_path / "cohort" / "data").mkdir(parents=True)
+    (out / "events.parquet").rename(tmp_path / "cohort" / "data" / "notes.parquet")
+    medbert.prepare(
+        "source=meds", f"source.path={tmp_path / 'cohort'}", out=str(tmp_path / "store")
+    )
+    vocabulary = parquet.read_table(tmp_path / "store" / "vocabulary.parquet")
+    assert any(code.startswith("NOTE//nursing") for code in vocabulary["code"].to_pylist())
     assert identifiers(table["subject_id"]).equals(table["subject_id"])
     summary = json.loads((out / "summary.json").read_text())
     assert summary["notes"] == len(given) and summary["events"] == len(given)
