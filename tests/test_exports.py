@@ -29,3 +29,11 @@ def test_an_unknown_name_is_an_attribute_error():
         assert "pretrian" in str(error)
     else:
         raise AssertionError
+
+
+def test_an_encoder_is_asked_without_what_trains_one():
+    code = "import medbert, sys; medbert.Encoder, medbert.MedBertClassifier; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"pytorch_lightning", "torchmetrics", "lightgbm", "matplotlib.pyplot"} & set(
+        done.stdout.split()
+    )

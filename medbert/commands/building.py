@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,8 +22,9 @@ from medbert.data.splits import mixed
 from medbert.data.store import Store
 from medbert.model import checkpoint
 from medbert.schema import TRAIN, InputError
-from medbert.train.learning import advice
-from medbert.train.module import TrainingModule
+
+if TYPE_CHECKING:  # Lightning takes longer to load than an encoder takes to score a cohort
+    from medbert.train.module import TrainingModule
 
 _OBJECTIVE = "objective.safetensors"
 _PART = np.uint64(0x5AB5E7)  # apart from the hash that makes the splits
@@ -53,6 +54,8 @@ def pretraining(
 
     ``compiler`` is a backend of torch.compile for its layers, or None.
     """
+    from medbert.train.module import TrainingModule
+
     torch.manual_seed(seed)
     size, counts = len(records.vocabulary), torch.from_numpy(records.vocabulary.counts.copy())
     model: Any = encoder(vocabulary_size=size)
@@ -141,6 +144,8 @@ def pretraining_advice(
     **reached: Any,
 ) -> list[str]:
     """``advice`` on a pretraining of these settings; ``reached``: loss, unigram, visit_pairs."""
+    from medbert.train.learning import advice
+
     learning = settings["optimizer"]
     warmup = learning.get("warmup", 0)
     return advice(

@@ -14,8 +14,6 @@ from medbert.data.cohorts import Cohort
 from medbert.data.store import Store
 from medbert.model.heads import FrozenLogistic
 from medbert.schema import SPLITS, TRAIN, TUNING, InputError
-from medbert.train.fit import fit
-from medbert.train.module import TrainingModule
 from medbert.train.score import place, score
 
 
@@ -74,6 +72,9 @@ def train_classifier(
         features = [frozen(part, model, classifier, recipe) for part in data.values()]
         outcome = splits[TRAIN].labels, splits[TUNING].labels
         return classifier, classifier.fit(features[0], outcome[0], features[1], outcome[1])
+    from medbert.train.fit import fit
+    from medbert.train.module import TrainingModule
+
     module = TrainingModule(
         encoder=model,
         objective=classifier,

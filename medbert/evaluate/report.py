@@ -71,14 +71,14 @@ def rich_table(
     return table
 
 
-def plot(study: Study, picture: str) -> Axes:
+def plot(study: Study, picture: str, axes: Axes | None = None) -> Axes:
     """See ``Study.plot``."""
     results, names = study.results, shown(study.results)
     models = {name: results.probabilities[name] for name in names}
     oracle, labels = results.probabilities.get(ORACLE_NAME), results.labels
     auroc = {model.name: model.auroc for model in results.models}
     whole = auroc[results.reference]
-    drawn: dict[str, Callable[[], Axes]] = {
+    drawn: dict[str, Callable[..., Axes]] = {
         "auroc": partial(figures.forest, auroc, coloured=names),
         "roc": partial(figures.roc, labels, models=models, oracle=oracle),
         "precision_recall": partial(figures.precision_recall, labels, models=models, oracle=oracle),
@@ -99,7 +99,7 @@ def plot(study: Study, picture: str) -> Axes:
     if picture not in drawn:
         raise InputError(f"picture={picture}: choose one of {', '.join(drawn)}")
     with figures.shown():
-        return drawn[picture]()
+        return drawn[picture](axes=axes)
 
 
 def write_study_html(study: Study, path: Path | str, *, min_count: int = 10) -> None:

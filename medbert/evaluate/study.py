@@ -78,12 +78,12 @@ class Study:
         """See ``Results.table``: exact numbers, one line for each model."""
         return self.results.table()
 
-    def plot(self, picture: str = "roc") -> Axes:
+    def plot(self, picture: str = "roc", *, ax: Axes | None = None) -> Axes:
         """One picture of the report: auroc, roc, precision_recall, calibration, risk, and, where it
         was looked at, net_benefit, subgroups, label_efficiency or the name of a sweep."""
         from medbert.evaluate.report import plot
 
-        return plot(self, picture)
+        return plot(self, picture, ax)
 
     def _repr_html_(self) -> str:
         """The whole report."""

@@ -247,7 +247,7 @@ class MedBertClassifier(ClassifierMixin, _OnRecords):
         recipe = Recipe(
             head=partial(head, **told(head, opened.model, None)),
             optimizer=_chosen("optimizer", "finetune", lr=self.lr),
-            trainer=_chosen("trainer", "default", **lightning),
+            trainer=lambda **own: _chosen("trainer", "default", **lightning)(**own),
             freeze=self.freeze,
             max_tokens=self._longest(opened),
             batch_tokens=self.batch_tokens,

@@ -229,7 +229,9 @@ class Inside:
         if self._own:
             return f"Probability of {self.model.classes_[1]}"
         records = self._asked.records
-        names = dict.fromkeys(titles(self._question["query"], records.vocabulary))
+        query = self._question["query"]
+        named = dict.fromkeys(titles(query, records.vocabulary))
+        names = [name for name in named if name not in query] or query
         unit = "days" if records.time == DATES else "visits"
         after = "gap {gap}, horizon {horizon} ".format(**self._question)
         return f"Risk of {', '.join(names)} ({after}{unit})"

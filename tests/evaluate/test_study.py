@@ -299,6 +299,9 @@ def test_a_notebook_shows_the_report_and_each_picture_of_it(study: Study) -> Non
         axes = study.plot(named.get(name, name))
         assert pyplot.gcf() is axes.figure, "pyplot shows it"
         pyplot.close(axes.figure)
+    mine = pyplot.figure().subplots()
+    assert study.plot("roc", ax=mine) is mine and mine.lines
+    pyplot.close(mine.figure)
     with pytest.raises(InputError, match=r"picture=map: choose one of auroc, roc, "):
         study.plot("map")
     assert list(study.table()["model"]) == [model.name for model in study.results.models]
