@@ -44,7 +44,7 @@ _AROUND = 40  # characters to either side of an uncertain span, where text is sh
 _AS_TEXT = {"conll": "text", "i2b2": "text"}  # formats that are only read
 _ENDINGS = {"jsonl": ".jsonl", "csv": ".csv", "parquet": ".parquet"}  # the others are folders
 _FREE = ("workers", "review", "review_text", "review_below", "out_format")  # of unfinished work
-_TEXT_REVIEW = "review_CONTAINS_PHI.jsonl"
+_REVIEW, _TEXT_REVIEW = "review.jsonl", "review_CONTAINS_PHI.jsonl"
 
 
 class Needed(NamedTuple):
@@ -112,6 +112,8 @@ def deidentify(
     shutil.rmtree(Path(out) / "work")
     if failed := told.counts["notes_failed"]:
         log.warning("%d notes failed and are left out; see %s/failed.jsonl", failed, out)
+    if n := told.counts["spans_to_review"]:
+        log.info("%d spans to review: %s/%s", n, out, _TEXT_REVIEW if review_text else _REVIEW)
     log.info("made %s; next: medbert score deid gold=... found=%s out=score/", out, out)
     return told.summary()
 
@@ -265,7 +267,7 @@ class _Beside(ExitStack):
     def _review(self, note: Note, span: Row) -> None:
         self.counts["spans_to_review"] += 1
         line = {"note_id": note.note_id, **span}
-        self._line("review.jsonl", line)
+        self._line(_REVIEW, line)
         if self.text:
             if _TEXT_REVIEW not in self._files:
                 self._line(_TEXT_REVIEW, {"warning": "the lines below hold PHI"})

@@ -15,6 +15,7 @@ _MEANING = {
     OTHER_LABEL: "PHI that is covered under another label: no leak",
     NO_PHI: "found where no PHI is: text lost",
 }
+_LEAKS = (MISSED, PARTLY)  # shown without a click
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem}
 table{border-collapse:collapse;width:100%}td,th{text-align:left;padding:.2rem .6rem;
 border-bottom:1px solid #ddd;vertical-align:top}td:last-child{font-family:monospace;
@@ -70,7 +71,7 @@ class Browser:
         some = f", the first {len(rows)} of them" if n > len(rows) else ""
         head = "<tr><th>note<th>characters<th>found as<th>text</tr>"
         return (
-            f"<details><summary>{escape(label)}: {n:,}{some}</summary>"
+            f"<details{' open' * (kind in _LEAKS)}><summary>{escape(label)}: {n:,}{some}</summary>"
             f"<table>{head}{''.join(rows)}</table></details>"
         )
 
