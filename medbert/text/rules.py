@@ -44,6 +44,7 @@ NEW = r"(?<![\w.,/-])"  # no part of another number
 NO = r"(?!\d|[.,/-]\d)"  # nor does one go on
 GLUED = r"(?<![\d.,/-])"  # as NEW, where a word may end at it
 N = rf"{NEW}(1[0-2]\d|\d{{1,2}})(?!\d)"  # an age
+AGE_ENDS = r"(?=[,.;)](?!\d)|$|\n| (?:er|og|har|and|is|has|years?|år)\b)"
 BYTE = r"(?:25[0-5]|2[0-4]\d|1?\d?\d)"
 TIME = r"(?:year|yr|month|week|day|wk|mo)s?"
 NOT_FOR = "".join(rf"(?<!\b{word} )" for word in ("i", "for", "om", "over", "hver", "siste"))
@@ -102,6 +103,7 @@ DATES = (
     Rule("DATE", 0.6, "dated", rf"\W{{0,3}}((?:[012]\d|3[01])(?:0[1-9]|1[0-2])\d\d){NO}"),
     Rule("DATE", 0.9, "born", r"\W{0,3}(\d{6}|\d{8})(?!\d)"),
     Rule("DATE", 0.6, NUMBER, r"(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?!\d)"),
+    Rule("DATE:YEAR", 0.7, "born", rf"\W{{0,3}}({Y})(?!\d)"),
     Rule("DATE:YEAR", 0.6, "within year", rf"[ -]({Y})(?!\d|[.,]\d|\s?(?:mg|ml|g|kcal|IE|kr)\b)"),
     Rule("DATE:YEAR", 0.6, NUMBER, rf"{NEW}{Y}\s?[-–/]\s?(?:{Y}|\d\d)(?![\d/-])|(?<=\(){Y}(?=\))"),
     Rule("DATE:WEEKDAY", 0.5, "weekday", ""),
@@ -120,6 +122,11 @@ AGES = (
     Rule("AGE", 0.8, "his", rf"(?: early| mid-?| late)? {N}(?:['’]?s\b|-?år(?:ene|a)\b)"),
     Rule(
         "AGE", 0.7, NUMBER, rf"{N} ?[MFmf](?=[\s,]+(?:with|w/|who|pt|patient|present|c/o|s/p|pmh))"
+    ),
+    Rule("AGE", 0.8, NUMBER, rf"{N}-?års?alder(?:en)?"),
+    Rule("AGE", 0.6, "was", rf" {N}{AGE_ENDS}"),
+    Rule(
+        "AGE", 0.6, "relative", rf"(?: {CAP})? (?:på|of|er|is|var|was|ble|blei|vart) {N}{AGE_ENDS}"
     ),
     Rule("AGE", 0.9, "teens tens", r"(?:[- ]\w+)??(?=[- ](?i:years?[- ]old))"),
     Rule("AGE", 0.9, "nonagenarian", ""),
