@@ -81,6 +81,7 @@ def test_the_house_stays_small():
     Of the leaves, invented notes took 450, text encoders 1,050; corpora, their gate, tokenizers and
     vectors of notes 1,250, and their verbs in the core 900. Text models compared and
     audited took 900 and, in the leaves, 1,000. Text models compared and
+    audited took 900 and, in the leaves, 1,000. Text models compared and
     audited took 900 and, in the leaves, 1,000.
     """
     lines = {f.relative_to(PACKAGE).as_posix(): f.read_text("utf-8").count("\n") for f in FILES}
