@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from medbert.commands.artefacts import artefact, write_json
@@ -24,10 +25,12 @@ def train_detector(
     tuning: str,
     learner: Callable[..., Trained],
     recall: float,
+    per_label: bool,
     labels: Mapping[str, str | None],
     fine: bool,
     copies: int,
     variation: float,
+    refit: bool,
     format: str,
     columns: Mapping[str, str | None],
     encoding: str,
@@ -39,7 +42,8 @@ def train_detector(
     """Writes ``out`` (the detector and metrics.json) and returns its metrics.
 
     These are, at both operating points, of the tuning notes: they chose the thresholds, so the
-    numbers of other notes (``medbert score_deid``) will be somewhat lower.
+    numbers of other notes (``medbert score_deid``) will be somewhat lower. ``refit`` then trains
+    once more, on all notes, and keeps the thresholds: what is written has never been measured.
     """
     named = {field: name for field, name in columns.items() if name}
 
@@ -51,10 +55,15 @@ def train_detector(
     if shared := len({note.text for note in train} & {note.text for note in judged}):
         raise InputError(f"{tuning}: {shared} of its notes are in {notes} too; keep them apart")
     with artefact(out, overwrite=overwrite, settings=settings) as folder:
-        made = learner(augmented(train, copies=copies, variation=variation, seed=seed))
-        points = made.tune(judged, recall=recall)
+        more = partial(augmented, copies=copies, variation=variation, seed=seed)
+        made = learner(more(train))
+        points = made.tune(judged, recall=recall, per_label=per_label)
+        if refit:
+            tuned, made = made, learner(more([*train, *judged]))
+            made.points = tuned.points
         made.save(folder)
-        told = {"recall_asked_for": recall, "notes": len(train), "tuning_notes": len(judged)}
+        told: dict[str, Any] = {"recall_asked_for": recall, "refitted_on_both": refit}
+        told |= {"notes": len(train), "tuning_notes": len(judged)}
         write_json(folder / METRICS, metrics := {**told, "on_tuning": points})
     for point in (F1, RECALL):
         log.info("at %s on %d tuning notes: %s", point, len(judged), _summary(points[point]))

@@ -3,8 +3,8 @@
 A trained detector says of every word how likely each IOB2 tag is, and whether it takes it for PHI.
 A word counts as PHI where that is so or ``1 - P(O)`` passes a threshold; what the PHI words beside
 each other are is then the likeliest legal path. Two sets of thresholds come from notes that were
-not trained on: ``f1`` (the best strict F1) and ``recall`` (a stated share of the PHI words of every
-label is found).
+not trained on: ``f1`` (the best strict F1) and ``recall`` (a stated share of the PHI words is
+found: of all of them, or of those of every label).
 """
 
 from __future__ import annotations
@@ -147,11 +147,15 @@ class Trained:
         """The spans at the operating point ``point``, sorted."""
         return decode(self.score(text), self.tags, self.points[self.point])
 
-    def tune(self, notes: Iterable[Note], *, recall: float) -> dict[str, Any]:
+    def tune(
+        self, notes: Iterable[Note], *, recall: float, per_label: bool = False
+    ) -> dict[str, Any]:
         """Sets both operating points from notes with gold spans that were not trained on.
 
         Returns for each its ``thresholds`` and what they give on these very notes. ``recall``: the
-        share of the words of gold PHI that shall be found, of every label.
+        share of the words of gold PHI that shall be found. One threshold for all labels finds that
+        share with the fewest false alarms; ``per_label`` gives every label its own, so that a rare
+        and difficult one is found as often as the others, at their price.
         """
         if not 0 < recall < 1:
             raise InputError(f"recall={recall}: a share between 0 and 1, as in 0.99")
@@ -159,7 +163,8 @@ class Trained:
         scored = [self.score(note.text) for note in notes]
         if not any(note.spans for note in notes):
             raise InputError("tuning: no note has gold spans; thresholds cannot be set from these")
-        self.points[RECALL] = _for_recall(notes, scored, tags=self.tags, recall=recall)
+        labels = [name[2:] for name in self.tags[1::2]] if per_label else []
+        self.points[RECALL] = _for_recall(notes, scored, labels=labels, recall=recall)
         self.points[F1] = max(
             ({ANY: t} for t in _F1_GRID), key=lambda point: self._counts(notes, scored, point)
         )
@@ -227,9 +232,10 @@ def _hash(content: bytes) -> str:
 
 
 def _for_recall(
-    notes: Sequence[Note], scored: Sequence[Scored], *, tags: Sequence[str], recall: float
+    notes: Sequence[Note], scored: Sequence[Scored], *, labels: Sequence[str], recall: float
 ) -> dict[str, float]:
-    """By label: the threshold that this share of the gold PHI words taken for that label passes."""
+    """The threshold that this share of the gold PHI words passes, and for each of ``labels`` that
+    has enough of them that of the words taken for it."""
     phi, label = [], []
     for note, (words, p_WL, _) in zip(notes, scored, strict=True):
         is_phi = np.array([name != OUTSIDE for name in tag(words, note.spans or ())], bool)
@@ -242,7 +248,7 @@ def _for_recall(
         return float(np.clip(np.nextafter(lowest, 0), _LEAST, 0.5))
 
     point = {ANY: passed(phi_W)}
-    for k, name in enumerate(tags[1::2]):
+    for k, name in enumerate(labels):
         if (label_W == k).sum() >= _FEW:
-            point[name[2:]] = passed(phi_W[label_W == k])
+            point[name] = passed(phi_W[label_W == k])
     return point

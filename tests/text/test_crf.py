@@ -124,6 +124,9 @@ def test_the_recall_that_was_asked_for_is_reached_on_the_tuning_notes(trained):
         assert told[F1]["measures"]["strict typed"]["f1"] >= max(
             told[RECALL]["measures"]["strict typed"]["f1"] - 1e-9, 0
         )
+    assert [*trained.points[RECALL]] == [ANY]
+    trained.tune(tuning, recall=0.99, per_label=True)
+    assert {*trained.points[RECALL]} == {ANY, "NAME", "DATE"}
     trained.tune(notes(20, seed=1), recall=0.95)
     with pytest.raises(InputError, match="a share between 0 and 1"):
         trained.tune(tuning, recall=99)
@@ -185,5 +188,15 @@ def test_the_verb_trains_tells_and_refuses_notes_that_it_was_trained_on(tmp_path
     assert (told["notes"], told["tuning_notes"]) == (30, 10)
     detector = load_detector(tmp_path / "detector")
     assert detector.tags == ["O", "B-NAME", "I-NAME"]
+    again = medbert.train_detector(
+        "+labels.DATE=null",
+        **given,
+        **made | {"out": str(tmp_path / "again")},
+        tuning=str(tmp_path / "tuning.jsonl"),
+        refit=True,
+    )
+    refitted = load_detector(tmp_path / "again")
+    assert again["on_tuning"] == told["on_tuning"] and refitted.points == detector.points
+    assert refitted.model != detector.model
     with pytest.raises(InputError, match="keep them apart"):
         medbert.train_detector(**given, **made, tuning=given["notes"], overwrite=True)
