@@ -29,6 +29,10 @@ _NOTES = (
     "Losses are set against those of the model that the adaptation began with.",
     "What these attacks do not find, others may: this is evidence, not proof.",
 )
+_LATER = (
+    "The held-out notes of this corpus are later ones (held_out_from): what differs between years "
+    "looks like membership, so the figures are too high; audit on a corpus split by patient alone."
+)
 _HEAD = "## Privacy audit"
 
 
@@ -57,6 +61,7 @@ def audit_text(
     goes beside the weights, and its table into their card. Nothing that is written names a patient.
     """
     notes = Corpus(corpus)
+    later = notes.manifest.get("settings", {}).get("held_out_from")
     how: dict[str, Any] = {"seed": seed, "resamples": resamples, "level": level}
     with artefact(out, overwrite=overwrite, settings=settings) as work:
         ours, reference = (MaskedModel(folder, device=device) for folder in (model, base))
@@ -74,7 +79,7 @@ def audit_text(
             "weights_sha256": weights_sha256(Path(model)),
             "findings": findings,
             "privacy": None,
-            "notes": list(_NOTES),
+            "notes": [*_NOTES, *([_LATER] if later else [])],
         }
         write_json(work / AUDIT, made)
         page = page_of(made, "Audit of a text model")
