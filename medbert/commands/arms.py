@@ -113,6 +113,23 @@ class Trial(NamedTuple):
 Trained = tuple[float, dict[str, np.ndarray], Any]  # AUROC on tuning, probabilities, what it chose
 
 
+def on_counts(trial: Trial, baseline: LogisticBaseline | LightGBMBaseline) -> Any:
+    """A baseline fitted to the counts of a trial; once, whoever asks for it."""
+    given, labels = trial.frame.features, trial.frame.rows.labels
+
+    def fit() -> Any:
+        return baseline.fit(
+            given.at(trial.train),
+            labels[trial.train],
+            given.at(trial.tuning),
+            labels[trial.tuning],
+            seed=trial.seed,
+            threads=torch.get_num_threads(),
+        )
+
+    return trial.frame.keep(("on counts", repr(baseline), trial.name, trial.seed), fit)
+
+
 @dataclass(frozen=True)
 class BaselineArm:
     """A baseline on the counts of its frame."""
@@ -137,15 +154,7 @@ class BaselineArm:
         return repr(self.baseline)
 
     def train(self, trial: Trial, folder: Path) -> Trained:
-        given, labels = trial.frame.features, trial.frame.rows.labels
-        fitted = self.baseline.fit(
-            given.at(trial.train),
-            labels[trial.train],
-            given.at(trial.tuning),
-            labels[trial.tuning],
-            seed=trial.seed,
-            threads=torch.get_num_threads(),
-        )
+        fitted = on_counts(trial, self.baseline)
         probabilities = {
             name: fitted.predict_proba(judged.features.at(places))
             for name, (judged, places) in trial.judged.items()

@@ -11,9 +11,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from scipy.optimize import minimize
 from scipy.special import expit, logit
 
-from medbert.commands.arms import Arm, EncoderArm, Frame, Trained, Trial
+from medbert.commands.arms import Arm, EncoderArm, Frame, Trained, Trial, on_counts
 from medbert.commands.questions import Question, ask, of_outcome
 from medbert.evaluate.baselines import AgeSexBaseline, LightGBMBaseline, LogisticBaseline
 from medbert.evaluate.benefit import Recalibration, recalibrate
@@ -28,6 +29,7 @@ TINY = 1e-9  # probabilities are kept so far from 0 and 1
 FOLDS = 5
 ENOUGH = 20  # rows with the outcome, and without, for a slope
 WORTH = 100  # an answer without labels counts as much as so many labelled rows with the outcome
+DOUBT = 0.5  # deviation of its slope from 1, before any label is seen
 
 
 class Answering(Protocol):
@@ -142,7 +144,9 @@ class BesideArm:
 
     Nothing is chosen by label between them, so that it holds from few labels to many. An answer
     without labels that is ``worth`` n has the weight n / (n + P) where P training rows have the
-    outcome. One that was learned from labels (None) is one among equals, and the baselines see it.
+    outcome; its slope is put right by the training rows first, so that one which says little there
+    moves little. One that was learned from labels (None) is one among equals, and the baselines
+    see it.
     """
 
     answering: Answering
@@ -167,10 +171,14 @@ class BesideArm:
         mine = {"train": (trial.frame, trial.train), "tuning": (trial.frame, trial.tuning)}
         where = {**mine, **trial.judged}
         answers = self.answering.answers(trial, where)
-        put_right = recalibrate(labels[trial.train], expit(answers["train"]), slope=False)
+        worth = self.answering.worth
+        if worth is None:
+            put_right = recalibrate(labels[trial.train], expit(answers["train"]), slope=False)
+        else:
+            put_right = _believed(labels[trial.train], answers["train"])
         parts = {name: [logit(put_right(expit(answers[name])))] for name in where}
         given = {name: frame.features.at(places) for name, (frame, places) in where.items()}
-        weights, worth = [1.0] * (1 + len(self.baselines)), self.answering.worth
+        weights = [1.0] * (1 + len(self.baselines))
         if worth is None:
             for name, counts in given.items():
                 seen = np.column_stack([counts.dense, answers[name]])
@@ -179,14 +187,17 @@ class BesideArm:
             weights[0] = worth / labels[trial.train].sum() * len(self.baselines)
         chosen = {}
         for each in self.baselines:
-            fitted = each.fit(
-                given["train"],
-                labels[trial.train],
-                given["tuning"],
-                labels[trial.tuning],
-                seed=trial.seed,
-                threads=torch.get_num_threads(),
-            )
+            if worth is not None:
+                fitted = on_counts(trial, each)
+            else:
+                fitted = each.fit(
+                    given["train"],
+                    labels[trial.train],
+                    given["tuning"],
+                    labels[trial.tuning],
+                    seed=trial.seed,
+                    threads=torch.get_num_threads(),
+                )
             chosen[each.name] = asdict(fitted.search)["chosen"]
             for name, features in given.items():
                 parts[name].append(logit(np.clip(fitted.predict_proba(features), TINY, 1 - TINY)))
@@ -195,6 +206,24 @@ class BesideArm:
         spread = _calibration(*tuning)
         found = {name: spread(mean[name]) for name in trial.judged}
         return float(auroc(*tuning)), found, {"chosen": chosen}
+
+
+def _believed(labels: np.ndarray, log_odds: np.ndarray) -> Recalibration:
+    """How far log-odds are to be believed, by labelled rows that they were not learned from: the
+    slope of Cox (1958), not below 0, with 1 and DOUBT for a prior; more labels, more say."""
+    middle = log_odds - log_odds.mean()
+
+    def cost(line: np.ndarray) -> tuple[float, np.ndarray]:
+        fitted = line[0] + line[1] * middle
+        error, doubt = expit(fitted) - labels, (line[1] - 1) / DOUBT
+        likelihood = np.logaddexp(0, fitted).sum() - fitted[labels].sum()
+        slopes = np.array([error.sum(), (error * middle).sum() + doubt / DOUBT])
+        return likelihood + doubt**2 / 2, slopes
+
+    begun = np.array([logit(labels.mean()), 1.0])
+    bounds = [(None, None), (0.0, None)]
+    level, slope = minimize(cost, begun, jac=True, method="L-BFGS-B", bounds=bounds).x
+    return Recalibration(float(level - slope * log_odds.mean()), float(slope))
 
 
 def _calibration(labels: np.ndarray, probabilities: np.ndarray) -> Recalibration:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch.utils.data import DataLoader
@@ -28,7 +29,9 @@ from medbert.data.store import Store
 from medbert.evaluate.learning import draw
 from medbert.model import checkpoint
 from medbert.model.attention import places
-from medbert.schema import TRAIN, TUNING, InputError
+from medbert.model.hazards import TimeToEvent
+from medbert.model.regression import begin
+from medbert.schema import ORDER, TRAIN, TUNING, InputError
 from medbert.train.diagnostics import EpochLine
 from medbert.train.fit import fit
 from medbert.train.learning import by_frequency, hide, masked_term
@@ -75,9 +78,9 @@ def pretrain(
     with artefact(
         out, overwrite=overwrite, settings=settings, resumable=True, free=_FREE, writes=writes
     ) as folder:
-        data = _whom_to_read(records, max_tokens, n_subjects)
         parts = {"encoder": encoder, "objective": objective, "optimizer": optimizer}
         module = pretraining(records, **parts, compiler=compiler, seed=seed)
+        data = _begun(module, _whom_to_read(records, max_tokens, n_subjects), batch_tokens, privacy)
         tuning = loader(data[TUNING], budget=batch_tokens)
         by_chance = _by_chance(data[TRAIN], tuning, records, module.objective, seed)
         train = loader(data[TRAIN], budget=batch_tokens, seed=seed, shuffle=True, shared=True)
@@ -202,6 +205,30 @@ def _whom_to_read(records: Store, max_tokens: int, n_subjects: int | None) -> di
             *(f"{n:,}" for n in (of_split.n_shortened, max_tokens)),
         )
     return data
+
+
+def _begun(
+    module: TrainingModule, data: dict[str, Sequences], batch_tokens: int, privacy: Privacy | None
+) -> dict[str, Sequences]:
+    """The subjects that are asked anything; the module starts with what is known in closed form."""
+    data = {split: _with_a_future(some, module.objective) for split, some in data.items()}
+    if privacy is None:  # what is promised is of the steps alone
+        begin(module.encoder, module.objective, loader(data[TRAIN], budget=batch_tokens))
+    return data
+
+
+def _with_a_future(data: Sequences, objective: Any) -> Sequences:
+    """Without the subjects of one visit where only what follows is asked and nothing can: where
+    records end with the last visit (ORDER). They may be most of all."""
+    terms = getattr(objective, "terms", {}).values()
+    foretold = bool(terms) and all(isinstance(term, TimeToEvent) for term in terms)
+    if not foretold or data.store.time != ORDER:
+        return data
+    visits = np.diff(data.store.history(data.rows).visit_offsets_B1)
+    if not (visits > 1).any():
+        return data
+    log.info("%s subjects of one visit are passed over", f"{(visits < 2).sum():,}")
+    return Sequences(data.store, data.rows[visits > 1], max_tokens=data.max_tokens)
 
 
 def _tell_what_was_learned(

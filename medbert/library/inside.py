@@ -120,7 +120,8 @@ class Inside:
             cure = "pip install 'medbert[inside]'"
             raise InputError(f"attributions need one more package ({error}): {cure}") from error
         model, logits, length = self._asked.model, self._logits, len(self.events)
-        tables = [t for t in (model.codes, getattr(model, "ever", None)) if t is not None]
+        sums = (getattr(model, name, None) for name in ("ever", "linear"))
+        tables = [table for table in (model.codes, *sums) if table is not None]
 
         def of_codes(codes_SLD: Tensor) -> Tensor:
             """The log-odds (S,) if the codes had these embeddings, of all tables side by side."""

@@ -149,9 +149,7 @@ class _Scorer(nn.Module):
             hidden_PD = layer(hidden_PD, packing, *turn)
         if not turn:
             return hidden_PD
-        if encoder.ever is not None:
-            hidden_PD = hidden_PD + _so_far(encoder.ever, batch)
-        return encoder.final_norm(hidden_PD)
+        return encoder.finish(hidden_PD, batch, so_far=_so_far)
 
     def _pooled(self, hidden_BLD: Tensor, real_BL: Tensor, last_BD: Tensor) -> Tensor:
         if self.pooling == "last":

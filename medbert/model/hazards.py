@@ -27,7 +27,9 @@ from medbert.schema import SPECIAL_TOKENS, Batch, LossOutput
 
 SPECIALS = len(SPECIAL_TOKENS)
 NEW_CODES_A_DAY = 1 / 60  # of all codes together, before anything is learned
-STREAM = 4  # of the draws; masking takes those below
+STREAM, LATER = 4, 5  # of the draws; masking takes those below
+SILENCES = (0, 7, 30, 90, 180, 365, 730, 1460)  # days; between two of them what they say goes over
+LONGEST_SILENCE = 1095  # days after a moment within which it is asked again
 
 
 class Hazards(nn.Module):
@@ -35,25 +37,61 @@ class Hazards(nn.Module):
 
     ``edges``: where the pieces begin, in days; the first is 0, the last one has no end. Codes are
     told apart by the encoder's own table, ``level_CP`` is what holds without any history.
+    ``silence``: pieces begin when it is asked, and how long nothing has come until then is told;
+    else they begin with the last moment, as if all that is known of the time since were that the
+    codes asked for have not come. ``linear``: the last so many of the hidden values are sums over
+    the codes so far (see ``ModernEncoder``); what they say of a code, by ``linear_CR``, is added.
     """
 
     edge_P: Tensor
 
-    def __init__(self, *, hidden: int, vocabulary_size: int, edges: Sequence[float]) -> None:
+    def __init__(
+        self,
+        *,
+        hidden: int,
+        vocabulary_size: int,
+        edges: Sequence[float],
+        silence: bool = False,
+        linear: int = 0,
+    ) -> None:
         super().__init__()
         if not edges or edges[0] != 0 or sorted(set(edges)) != list(edges):
             raise ValueError(f"edges={list(edges)}: expected rising days, the first of them 0")
         self.register_buffer("edge_P", torch.tensor(edges, dtype=torch.float32), persistent=False)
-        self.norm = nn.LayerNorm(hidden, eps=NORM_EPSILON)
-        self.pieces = nn.Linear(hidden, hidden * len(edges))
+        self.norm = nn.LayerNorm(hidden - linear, eps=NORM_EPSILON)
+        self.pieces = nn.Linear(hidden - linear, hidden * len(edges))
+        self.linear_CR = nn.Parameter(torch.zeros(vocabulary_size, linear)) if linear else None
         level = math.log(NEW_CODES_A_DAY / vocabulary_size)  # all codes equally frequent
         self.level_CP = nn.Parameter(torch.full((vocabulary_size, len(edges)), level))
         initialise(self.pieces)
+        self.silence = nn.Linear(len(SILENCES) - 1, 2 * hidden, bias=False) if silence else None
 
-    def logs(self, hidden_MD: Tensor, table_KD: Tensor, level_KP: Tensor) -> Tensor:
-        """Logarithms of the hazards (M, P, K)."""
-        asked_MPD = self.pieces(self.norm(hidden_MD)).unflatten(1, (len(self.edge_P), -1))
-        return asked_MPD @ table_KD.T + level_KP.T
+    def after(self, hidden_MD: Tensor, since_M: Tensor) -> Tensor:
+        """What hidden vectors have become after so many days in which nothing came."""
+        if self.silence is None:
+            return hidden_MD
+        knot = since_M.new_tensor(SILENCES)
+        passed_MS = ((since_M[:, None] - knot[:-1]) / knot.diff()).clamp(0, 1)
+        times_MD, plus_MD = self.silence(passed_MS).chunk(2, 1)
+        return hidden_MD * (1 + times_MD) + plus_MD
+
+    def logs(self, hidden_MD: Tensor, table_KD: Tensor, codes_K: Tensor) -> Tensor:
+        """Logarithms of the hazards (M, P, K) of some codes."""
+        rest = self.norm.normalized_shape[0]
+        asked_MPD = self.pieces(self.norm(hidden_MD[:, :rest])).unflatten(1, (len(self.edge_P), -1))
+        log_MPK = asked_MPD @ table_KD.T + self.level_CP[codes_K].T
+        if self.linear_CR is None:
+            return log_MPK
+        return log_MPK + (hidden_MD[:, rest:] @ self.linear_CR[codes_K].T)[:, None]
+
+    def observed(self, future: Future) -> tuple[Tensor, Tensor]:
+        """Days (M, K) that each code is waited for, since pieces begin, and whether it came."""
+        wait_MK, left_M1 = future.wait_MK, future.left_M[:, None]
+        if self.silence is None:  # they begin with the moment
+            since_M1 = future.since_M[:, None]
+            wait_MK = torch.where(wait_MK > 0, wait_MK + since_M1, wait_MK)
+            left_M1 = left_M1 + since_M1
+        return torch.minimum(wait_MK, left_M1).clamp(min=0), (wait_MK > 0) & (wait_MK <= left_M1)
 
     def exposure(self, days_X: Tensor) -> Tensor:
         """Days spent in each piece by the time ``days_X``, (P, ...)."""
@@ -75,9 +113,13 @@ class Hazards(nn.Module):
         """Log-odds (B,) that one of the codes comes for the first time in (gap, gap + window] days.
 
         ``hidden_BD`` is of the last moment, ``since_B`` days ago; the codes have not come by now.
-        Their hazards are added up, as if no two were written of one disease.
+        Their hazards are added up, as if no two were written of one disease: where two are, the
+        risk is too high by as much.
         """
-        log_BPK = self.logs(hidden_BD, table_KD[codes_K], self.level_CP[codes_K])
+        hidden_BD = self.after(hidden_BD, since_B)
+        if self.silence is not None:
+            since_B = torch.zeros_like(since_B)
+        log_BPK = self.logs(hidden_BD, table_KD[codes_K], codes_K)
         hazard_PB = log_BPK.logsumexp(2).exp().T
         now_B, from_B, to_B = (
             (hazard_PB * self.exposure(since_B + days)).sum(0) for days in (0.0, gap, gap + window)
@@ -87,11 +129,13 @@ class Hazards(nn.Module):
 
 
 class Future(NamedTuple):
-    """What follows each moment: ``place_M`` its token; ``left_M`` days that it is observed yet;
-    ``wait_MK`` days until each code first comes, infinite if it does not, and not above 0 if it has
-    been there; ``code_K`` the codes asked for, ``share_K`` the chance of each to be asked for."""
+    """What follows each moment: ``place_M`` its token; ``since_M`` days later it is asked, with
+    nothing between; ``left_M`` days that are observed from then on; ``wait_MK`` days from then
+    until each code first comes, infinite if it does not, and not above 0 if it has been there;
+    ``code_K`` the codes asked for, ``share_K`` the chance of each to be asked for."""
 
     place_M: Tensor
+    since_M: Tensor
     left_M: Tensor
     wait_MK: Tensor
     code_K: Tensor
@@ -102,7 +146,9 @@ class TimeToEvent(nn.Module):
     """How soon does each new code come? Asked at every moment, or ``moments`` times a subject.
 
     The encoder has a layer ``hazards``, and looks at nothing that comes later. ``sampled``: about
-    so many codes stand for the vocabulary in training; null: all do. A subject is observed up to
+    so many codes stand for the vocabulary in training; null: all do. ``later``: this share of the
+    moments is asked on a day between them and the next code, as index dates come between visits
+    (dated subjects, and hazards with ``silence``). A subject is observed up to
     ``Batch.end_B``, or its last code. Metric: ``time_to_event``, the loss, is the negative
     log-likelihood of when all codes came first (nats a moment).
     """
@@ -118,10 +164,11 @@ class TimeToEvent(nn.Module):
         counts: Tensor | np.ndarray | Sequence[int],
         moments: int | None = None,
         sampled: int | None = None,
+        later: float = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.moments, self.seed = moments, seed
+        self.moments, self.later, self.seed = moments, later, seed
         counts_C = torch.as_tensor(counts).to(torch.float32)
         known_C = torch.arange(vocabulary_size) >= SPECIALS
         frequency_C = (counts_C + 1) / (counts_C[known_C] + 1).sum()
@@ -158,17 +205,35 @@ class TimeToEvent(nn.Module):
         if end_B is None:
             end_B = torch.full_like(first_BK[:, 0], -torch.inf)
             end_B = end_B.scatter_reduce(0, subject_T, known_T, "amax")
-        subject_M = subject_T[place_M]
-        left_M = end_B[subject_M] - clock_T[place_M]
+        subject_M, now_M = subject_T[place_M], clock_T[place_M]
+        since_M = self._since(batch, place_M, now_M, end_B[subject_M], seed=seed)
+        now_M = now_M + since_M
+        left_M = end_B[subject_M] - now_M
         kept_M = left_M > 0
         if self.moments is not None:
             rows_M, position_M = batch.rows_B[subject_M], batch.position_T[place_M]
             draw_M = fixed_draws(rows_M, position_M, seed=seed, stream=STREAM) / DRAWS
             number_B = torch.bincount(subject_M, minlength=len(batch.rows_B))
             kept_M &= draw_M * number_B[subject_M] < self.moments
-        place_M, subject_M = place_M[kept_M], subject_M[kept_M]
-        wait_MK = first_BK[subject_M] - clock_T[place_M, None]
-        return batch, Future(place_M, left_M[kept_M], wait_MK, code_K, share_K)
+        place_M, since_M, left_M = place_M[kept_M], since_M[kept_M], left_M[kept_M]
+        wait_MK = first_BK[subject_M[kept_M]] - now_M[kept_M, None]
+        return batch, Future(place_M, since_M, left_M, wait_MK, code_K, share_K)
+
+    def _since(
+        self, batch: Batch, place_M: Tensor, now_M: Tensor, end_M: Tensor, *, seed: int
+    ) -> Tensor:
+        """Days after each moment that it is asked: before the next one, and before the end."""
+        if not self.later:
+            return torch.zeros_like(now_M)
+        subject_M = batch.subject_T[place_M]
+        next_M = end_M.clone()
+        same = subject_M[1:] == subject_M[:-1]
+        next_M[:-1][same] = torch.minimum(next_M[:-1], now_M[1:])[same]
+        rows_M, position_M = batch.rows_B[subject_M], batch.position_T[place_M]
+        draw_M = fixed_draws(rows_M, position_M, seed=seed, stream=LATER) / DRAWS / self.later
+        asked_M = (draw_M < 1) & ~batch.age_T[place_M].isnan()
+        silence_M = (next_M - now_M).clamp(0, LONGEST_SILENCE)
+        return torch.where(asked_M, draw_M * silence_M, 0.0).to(now_M.dtype)
 
     def _asked(self, seed: int) -> tuple[Tensor, Tensor]:
         """Codes, and the chance of each to be asked for: all of them but in training."""
@@ -183,13 +248,11 @@ class TimeToEvent(nn.Module):
 
     def loss(self, encoder: Any, hidden_TD: Tensor, batch: Batch, target: Future) -> LossOutput:
         hazards: Hazards = encoder.hazards
-        hidden_MD = hidden_TD.index_select(0, target.place_M)
-        levels_KP = hazards.level_CP[target.code_K]
-        log_MPK = hazards.logs(hidden_MD, encoder.codes(target.code_K), levels_KP)
-        wait_MK, left_M1 = target.wait_MK, target.left_M[:, None]
-        time_MK = torch.minimum(wait_MK, left_M1).clamp(min=0)
+        hidden_MD = hazards.after(hidden_TD.index_select(0, target.place_M), target.since_M)
+        log_MPK = hazards.logs(hidden_MD, encoder.codes(target.code_K), target.code_K)
+        time_MK, come_MK = hazards.observed(target)
         expected_K = (log_MPK.exp() * hazards.exposure(time_MK).transpose(0, 1)).sum((0, 1))
-        m, k = ((wait_MK > 0) & (wait_MK <= left_M1)).nonzero(as_tuple=True)
+        m, k = come_MK.nonzero(as_tuple=True)
         piece = torch.bucketize(time_MK[m, k], hazards.edge_P[1:])
         found = log_MPK[m, piece, k] / target.share_K[k]
         moments = divisor(len(hidden_MD), training=self.training, device=hidden_TD.device)

@@ -9,7 +9,7 @@ them, however old the subject is. Age and sex may be told beside.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -43,6 +43,9 @@ class ModernEncoder(nn.Module):
     later one. ``edges``, in days: a layer ``hazards`` that answers when a code comes; null: none.
     ``ever``: every output also holds the sum, by a table of its own, of all codes that the subject
     has had by then, each once: what baselines on counts see, and attention loses in long records.
+    ``silence``: the hazards know for how long nothing has come (see ``Hazards``). ``linear``: the
+    last so many values (at most half) of every output are such sums and nothing else, and what they
+    say is added to the hazards: a regression that pretraining starts with (see ``regression``).
     """
 
     def __init__(
@@ -65,6 +68,8 @@ class ModernEncoder(nn.Module):
         causal: bool = False,
         edges: Sequence[float] | None = None,
         ever: bool = False,
+        silence: bool = False,
+        linear: int = 0,
     ) -> None:
         super().__init__()
         self.config: dict[str, Any] = {
@@ -73,11 +78,11 @@ class ModernEncoder(nn.Module):
             "heads": heads,
             "hidden": hidden,
             "feed_forward": feed_forward,
-            "dropout": dropout,
-            "attention_dropout": attention_dropout,
+            **{"dropout": dropout, "attention_dropout": attention_dropout},
             **{"time": time, "ages": ages, "sex": sex, "visits": visits, "positions": positions},
             **{"gated": gated, "attention": attention, "causal": causal},
             **{"edges": None if edges is None else list(edges), "ever": ever},
+            **{"silence": silence, "linear": min(linear, hidden // 2)},
         }
         _check_turns(time, heads=heads, hidden=hidden)
         self.hidden, self.time, self.turns = hidden, time, hidden // heads // 2
@@ -93,12 +98,15 @@ class ModernEncoder(nn.Module):
             PreNormLayer(**{name: self.config[name] for name in of_a_layer}) for _ in range(layers)
         )
         self.ever = nn.Embedding(vocabulary_size, hidden) if ever else None
+        sums = self.config["linear"]
+        self.linear = nn.Embedding(vocabulary_size, sums) if sums else None
         self.final_norm = nn.LayerNorm(hidden, bias=False)
         self.hazards = None
+        if edges is not None and not causal:
+            raise ValueError("edges (what comes, and when) need causal=true")
         if edges is not None:
-            if not causal:
-                raise ValueError("edges (what comes, and when) need causal=true")
-            self.hazards = Hazards(hidden=hidden, vocabulary_size=vocabulary_size, edges=edges)
+            parts: dict[str, Any] = {"edges": edges, "silence": silence, "linear": sums}
+            self.hazards = Hazards(hidden=hidden, vocabulary_size=vocabulary_size, **parts)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -135,10 +143,19 @@ class ModernEncoder(nn.Module):
         hidden_PD = packing.enter(hidden_TD)
         for layer in self.layers:
             hidden_PD = layer(hidden_PD, packing, turn)
-        hidden_TD = packing.leave(hidden_PD)
+        return self.finish(packing.leave(hidden_PD), batch, so_far=so_far)
+
+    def finish(
+        self, hidden_TD: Tensor, batch: Batch, *, so_far: Callable[[nn.Embedding, Batch], Tensor]
+    ) -> Tensor:
+        """The outputs (T, D), made of what the layers leave and of sums over the codes so far."""
         if self.ever is not None:
             hidden_TD = hidden_TD + so_far(self.ever, batch)
-        return self.final_norm(hidden_TD)
+        hidden_TD = self.final_norm(hidden_TD)
+        if self.linear is None:
+            return hidden_TD
+        sums_TR = so_far(self.linear, batch).to(hidden_TD.dtype)
+        return torch.cat([hidden_TD[:, : -sums_TR.shape[1]], sums_TR], dim=1)
 
     def embed(self, batch: Batch) -> Tensor:
         """What each token is, and what is told beside it, before any attention (T, D)."""

@@ -10,6 +10,7 @@ import pytest
 import medbert
 from medbert import InputError
 from medbert.commands.building import training_sequences
+from medbert.commands.plan import expected
 from medbert.data.batches import Sequences, TokenBudgetSampler
 from medbert.data.store import Store
 from medbert.schema import TRAIN, TUNING
@@ -22,6 +23,9 @@ QUICK = {
     "warmup_steps": 1,
     "trainer": {"max_epochs": 3, "accelerator": "cpu"},
 }
+
+
+QUICK_TIME = {name: value for name, value in QUICK.items() if name != "encoder"}
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +85,16 @@ def test_a_small_cohort_with_the_published_recipe_is_warned(store, caplog):
         "experiment=published", "encoder=tiny", store=store, steps=2, warmup_steps=1
     )
     assert "10,000 of warm-up" in plan["advice"][0][0] and plan["advice"][0][0] in caplog.text
+
+
+def test_what_more_subjects_bring_is_told_where_it_was_measured(store):
+    plan = medbert.plan("experiment=foretell", store=store, n_subjects=1_000_000, **QUICK_TIME)
+    few, many = (advice[0] for advice in plan["advice"])
+    assert "an AUROC of about 0.79 " in many and "300,000 were measured: an extrapolation" in many
+    assert "an extrapolation" in few and "about 0.73 " in few  # of some 280
+    assert "0.77 " in expected(25_000) and "extrapolation" not in expected(25_000)
+    assert "0.76 " in expected(10_000)  # as measured
+    assert not any("AUROC" in text for text in medbert.plan(store=store, **QUICK)["advice"][0])
 
 
 def test_what_cannot_be_planned_is_said(store):

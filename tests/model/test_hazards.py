@@ -205,7 +205,8 @@ def test_moments_of_a_subject_are_asked_equally_often_and_fixed_on_tuning_subjec
 @pytest.mark.parametrize(("gap", "window"), [(0, 10), (0, 365), (25, 300), (400, 1), (31.5, 90)])
 def test_risk_is_one_minus_exp_of_the_integral(since: float, gap: float, window: float) -> None:
     model, hidden_BD, steps = encoder(), torch.randn(5, HIDDEN), 20_000
-    log_MPK = model.hazards.logs(hidden_BD, model.codes.weight, model.hazards.level_CP).double()
+    every_C = torch.arange(VOCABULARY)
+    log_MPK = model.hazards.logs(hidden_BD, model.codes.weight, every_C).double()
     hazard_PB = log_MPK[:, :, [5, 9]].exp().sum(2).T
 
     def passed(begin: float, length: float) -> torch.Tensor:
@@ -235,3 +236,57 @@ def test_the_future_is_foretold_from_the_end_of_a_history() -> None:
     for subject in (NOTHING, STATIC_ALONE):  # no last moment: asked as of now
         assert told[subject] == say(later, window=50)[subject]
         assert told[subject] == say(given._replace(end_B=None), window=50)[subject]
+
+
+# --- days on which nothing comes ----------------------------------------------------------------
+
+
+def test_moments_are_asked_between_them_and_the_next_one() -> None:
+    given = batch()
+    every, some = goal().corrupt(given)[1], goal(later=0.6).eval().corrupt(given)[1]
+    assert (every.since_M == 0).all()
+    kept = torch.isin(every.place_M, some.place_M)  # none that would come at the end
+    since_M = some.since_M
+    dated_M = given.subject_T[some.place_M] % 3 != 2
+    assert 0 < (since_M[dated_M] > 0).sum() < dated_M.sum() and not since_M[~dated_M].any()
+    near = partial(torch.testing.assert_close, atol=2e-3, rtol=0)  # ages are float32 days
+    near(some.left_M + since_M, every.left_M[kept])
+    near(some.wait_MK + since_M[:, None], every.wait_MK[kept])
+    assert ((some.wait_MK > 0) == (every.wait_MK[kept] > 0)).all()  # nothing came in between
+    model = encoder()  # hazards that know no silence ask as of the moment itself
+    hidden_TD = model(given)
+    told = [goal().loss(model, hidden_TD, given, future).loss for future in (some, every)]
+    torch.testing.assert_close(*told, rtol=1e-3, atol=0)
+
+
+def test_hazards_know_how_long_nothing_has_come() -> None:
+    """Half of the subjects leave after their first code; the others have one a month at most."""
+    torch.manual_seed(0)
+    n, first, coming = 3_000, 5, 6
+    day = torch.where(torch.rand(n) < 0.5, torch.inf, torch.rand(n) * 60 + 1)
+    seen = day < 2_000
+    age_T = torch.stack([torch.zeros(n), day], 1)[torch.stack([seen | True, seen], 1)]
+    given = Batch(
+        tokens_T=torch.where(age_T == 0, first, coming),
+        visit_T=torch.where(age_T == 0, 1, 2),
+        age_T=age_T,
+        offsets_B1=torch.tensor([0, *(1 + seen.long())]).cumsum(0),
+        rows_B=torch.arange(n),
+        end_B=torch.full((n,), 2_000.0),
+    )
+    codes = torch.nn.Embedding.from_pretrained(torch.zeros(VOCABULARY, HIDDEN))
+    hazards = Hazards(**FACTS, edges=[0, 60], silence=True, linear=2)
+    torch.nn.init.normal_(hazards.linear_CR)
+    model, term = SimpleNamespace(hazards=hazards, codes=codes), goal(later=0.5).eval()
+    term.start(model)
+    future, hidden_TD = term.corrupt(given)[1], torch.randn(1, HIDDEN).expand(len(age_T), -1)
+    optimizer = torch.optim.Adam(hazards.parameters(), lr=0.05)
+    for _ in range(200):
+        optimizer.zero_grad()
+        term.loss(model, hidden_TD, given, future).loss.backward()
+        optimizer.step()
+    ask = partial(hazards.risk, hidden_TD[:1], codes.weight, torch.tensor([coming]))
+    soon, late = (
+        ask(since_B=torch.tensor([s]), gap=0.0, window=30.0).sigmoid() for s in (0.0, 90.0)
+    )
+    assert soon > 0.2 and late < 0.1

@@ -1,0 +1,131 @@
+"""Where hazards start: what the codes so far say, linearly, of those to come, without a descent.
+
+One step of Newton's method from hazards that are the same for everybody (a ridge regression, by
+Poisson likelihood), cut down to as few directions as the encoder has sums for (reduced rank:
+Izenman 1975, J Multivar Anal 5:248). Training goes on from there; on small records, where a few
+hundred steps of descent find little, it is most of what can be known.
+
+Beside the legend of ``hazards``: J codes as inputs, R directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from medbert.model.hazards import SPECIALS, Future, TimeToEvent
+from medbert.model.modern import so_far
+from medbert.schema import Batch
+
+MOST = 2048  # codes, the most frequent, that take part: matrices are of this size
+# of squared coefficients, which are logarithms of hazard ratios: so much, and more for each event
+PENALTY, PENALTY_EACH = 3.0, 0.012
+SCALES = (1.0, 0.75, 0.5, 0.25, 0.0)  # of the coefficients: what the loss likes best
+TRIED = 8  # batches to choose by
+
+
+class _Sums(NamedTuple):
+    """Over moments: of codes so far, of pairs of them, and with events and days of the others."""
+
+    n: int
+    x_J: Tensor
+    xx_JJ: Tensor
+    xy_JK: Tensor
+    xt_JK: Tensor
+    y_K: Tensor
+    t_K: Tensor
+
+
+@torch.no_grad()
+def begin(encoder: Any, objective: Any, batches: Iterable[Batch]) -> float | None:
+    """Sets ``linear`` of the encoder, and that and the levels of its hazards; returns the scale of
+    the coefficients. None, and nothing is done, where there is no such layer or nothing to ask."""
+    terms = getattr(objective, "terms", {}).values()
+    term = next((one for one in terms if isinstance(one, TimeToEvent)), None)
+    if term is None or getattr(encoder, "linear", None) is None or encoder.hazards is None:
+        return None
+    training = encoder.training, term.training
+    encoder.eval(), term.eval()
+    code_J = term.frequency_C[SPECIALS:].topk(min(MOST, len(term.share_C) - SPECIALS)).indices
+    code_J += SPECIALS
+    sums, some = _summed(encoder, term, batches, code_J)
+    scale = None
+    if sums is not None:
+        scale = _set(encoder, term, sums, some, code_J)
+    encoder.train(training[0]), term.train(training[1])
+    return scale
+
+
+def _summed(
+    encoder: Any, term: TimeToEvent, batches: Iterable[Batch], code_J: Tensor
+) -> tuple[_Sums | None, list[tuple[Batch, Future]]]:
+    ones = nn.Embedding.from_pretrained(torch.eye(len(term.share_C))[:, code_J])
+    total: list[Any] = []
+    some: list[tuple[Batch, Future]] = []
+    for batch in batches:
+        _, future = term.corrupt(batch)
+        if not len(future.place_M):
+            continue
+        if len(some) < TRIED:
+            some.append((batch, future))
+        time_MK, come_MK = encoder.hazards.observed(future)
+        column_J = torch.searchsorted(future.code_K, code_J)
+        time_MK, come_MK = time_MK[:, column_J], come_MK[:, column_J].float()
+        x_MJ = so_far(ones, batch)[future.place_M]
+        both = x_MJ.T @ x_MJ, x_MJ.T @ come_MK, x_MJ.T @ time_MK
+        new = [len(x_MJ), x_MJ.sum(0), *both, come_MK.sum(0), time_MK.sum(0)]
+        total = [a + b for a, b in zip(total, new, strict=True)] if total else new
+    return (_Sums(*total) if total else None), some
+
+
+def _set(
+    encoder: Any,
+    term: TimeToEvent,
+    sums: _Sums,
+    some: list[tuple[Batch, Future]],
+    code_J: Tensor,
+) -> float:
+    hazards, rank = encoder.hazards, encoder.linear.embedding_dim
+    base_K = (sums.y_K + 0.5) / (sums.t_K + 1)
+    inputs_JR, outputs_KR = _directions(sums, base_K, rank)
+    encoder.linear.weight.zero_()
+    encoder.linear.weight[code_J] = inputs_JR
+    middle_K = outputs_KR @ (inputs_JR.T @ (sums.x_J / sums.n))
+    hidden = [(batch, future, encoder(batch)) for batch, future in some]
+    losses = {}
+    for scale in SCALES:
+        hazards.linear_CR.zero_()
+        hazards.linear_CR[code_J] = scale * outputs_KR
+        hazards.level_CP[code_J] = (base_K.log() - scale * middle_K)[:, None]
+        told = [term.loss(encoder, hidden_TD, b, f).loss for b, f, hidden_TD in hidden]
+        losses[scale] = float(torch.stack(told).mean())
+    best = min(losses, key=lambda scale: losses[scale])
+    hazards.linear_CR[code_J] = best * outputs_KR
+    hazards.level_CP[code_J] = (base_K.log() - best * middle_K)[:, None]
+    return best
+
+
+def _directions(sums: _Sums, base_K: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Coefficients (J, K) of rank R, as the product of two factors."""
+    mean_J = (sums.x_J / sums.n).double()
+    spread_JJ = sums.xx_JJ.double() / sums.n - mean_J[:, None] * mean_J
+    score_JK = sums.xy_JK.double() - sums.xt_JK.double() * base_K
+    score_JK -= mean_J[:, None] * (sums.y_K - base_K * sums.t_K)
+    value_J, vector_JJ = torch.linalg.eigh(spread_JJ)
+    value_J = value_J.clamp(min=0)
+    events_K = sums.y_K.double()
+    # all in the directions in which the codes so far do not correlate
+    known_JK = (value_J[:, None] + PENALTY_EACH) * events_K + PENALTY
+    turned_JK = (vector_JJ.T @ score_JK) / known_JK
+    weight_K = (events_K + 1).sqrt()
+    _, _, right_RK = torch.linalg.svd(
+        value_J.sqrt()[:, None] * turned_JK * weight_K, full_matrices=False
+    )
+    right_RK = right_RK[:rank]
+    inputs_JR = vector_JJ @ (turned_JK * weight_K) @ right_RK.T
+    size_R = (inputs_JR.T @ spread_JJ * inputs_JR.T).sum(1).sqrt().clamp(min=1e-9)
+    outputs_KR = (right_RK / weight_K).T * size_R  # inputs of unit spread
+    return (inputs_JR / size_R).float(), outputs_KR.float()
