@@ -5,7 +5,7 @@ DEMO := demo
 SHIPPED := $(DEMO)/shipped
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo encoder notes detector test check clean
+.PHONY: help install demo encoder notes detector docs test check clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -26,10 +26,12 @@ demo: .venv/installed ## invent 50,000 lives, pretrain, predict heart failure in
 	$(BIN)/medbert evaluate run=$(DEMO)/run out=$(DEMO)/report overwrite=true
 	@echo "The report: $(CURDIR)/$(DEMO)/report/report.html"
 
-encoder: .venv/installed ## train the small encoder that is shipped, on an invented cohort (minutes)
+encoder: .venv/installed ## train and audit the small encoder that is shipped, on an invented cohort (minutes)
 	$(BIN)/medbert synthesize n_subjects=100000 seed=31 out=$(SHIPPED)/events overwrite=true
 	$(BIN)/medbert prepare source=meds source.path=$(SHIPPED)/events out=$(SHIPPED)/store overwrite=true
-	$(BIN)/medbert pretrain store=$(SHIPPED)/store experiment=foretell out=$(SHIPPED)/encoder overwrite=true
+	$(BIN)/medbert audit plant store=$(SHIPPED)/store out=$(SHIPPED)/planted overwrite=true
+	$(BIN)/medbert pretrain store=$(SHIPPED)/planted experiment=foretell out=$(SHIPPED)/encoder overwrite=true
+	$(BIN)/medbert audit store=$(SHIPPED)/planted encoder_dir=$(SHIPPED)/encoder out=$(SHIPPED)/audit overwrite=true
 	$(BIN)/python -c "import medbert; medbert.Encoder.from_pretrained('$(SHIPPED)/encoder').save_pretrained('data_synthetic/encoder', overwrite=True, license='apache-2.0', data_statement='100,000 invented lives (medbert synthesize, seed 31): no records of people.')"
 
 notes: .venv/installed ## invent the notes that are shipped
@@ -51,6 +53,10 @@ check: .venv/installed ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/installed ## build the documentation: docs/_build/index.html
+	$(PIP) --editable '.[docs]' -c constraints.txt
+	$(BIN)/python -m sphinx --quiet -W --keep-going -b html docs docs/_build
 
 clean: ## remove everything that make made
 	rm -rf .venv $(DEMO) build dist *.egg-info

@@ -150,7 +150,7 @@ class Findings:
             self._judge(reason, *checked)
 
     def settle(self) -> None:
-        """To be called at the end of a file: judges what was ``check``ed by all of its rows."""
+        """To be called at the end of a file: judges what ``check`` was told, by all of its rows."""
         checked, self._checked = self._checked, {}
         for (reason, _), found in checked.items():
             self._judge(reason, *found)

@@ -92,6 +92,8 @@ def run(verb: str, config: Any) -> Any:
     except InstantiationException as error:
         if isinstance(error.__cause__, InputError):  # its words are the user's, Hydra's are not
             raise error.__cause__ from None
+        if isinstance(error.__cause__, ModuleNotFoundError):  # such as of another's logger
+            raise InputError(f"{error.__cause__}".strip()) from None
         raise
     # A setting that is a word of Python (in) is an argument with a line after it (in_).
     arguments = {f"{k}_" if iskeyword(k) else k: v for k, v in call_verb.keywords.items()}

@@ -59,7 +59,7 @@ def _run_with_hydra(verb: str, words: list[str]) -> None:
         _log_to_terminal(logging.INFO if first_process() else logging.ERROR)
         _can_be_repeated(verb, words)
         try:
-            run(verb, config)
+            return _score(verb, run(verb, config))
         except InputError as error:
             sys.stderr.write(f"medbert {_spoken(verb)}: {error}\n")
             sys.exit(2)
@@ -67,12 +67,29 @@ def _run_with_hydra(verb: str, words: list[str]) -> None:
             if first_process():  # a launcher would end the first one for the status of another
                 sys.stderr.write(f"medbert {_spoken(verb)}: {stop}\n")
                 sys.exit(_TRY_AGAIN)
+        return None
 
     with TemporaryDirectory() as place:  # for what Hydra itself writes of several runs
         own = [*_QUIET, "hydra.run.dir=.", f"hydra.sweep.dir={place}", "hydra.sweep.subdir=."]
+        given = {word.partition("=")[0] for word in words}
+        own = [word for word in own if word.partition("=")[0] not in given]
         flag_first = words[:1] != [] and words[0].startswith("-")  # a flag must not part settings
         sys.argv = [f"medbert {verb}", *(words + own if flag_first else own + words)]
         hydra.main(version_base="1.3", config_path="pkg://medbert.conf", config_name=verb)(task)()
+
+
+def _score(verb: str, made: Any) -> float | None:
+    """What a sweeper of Hydra (Optuna) goes by, of tuning subjects alone: the loss of a pretraining
+    (lower is better), the AUROC of a run (higher is)."""
+    from medbert.commands.artefacts import read_json
+
+    if verb not in ("pretrain", "finetune"):
+        return None
+    metrics = read_json(made / "metrics.json")
+    if verb == "pretrain":
+        return metrics["tuning/loss"]
+    of_run = metrics["training"]
+    return of_run.get("tuning/auroc", of_run.get("tuning_auroc"))
 
 
 def _can_be_repeated(verb: str, words: list[str]) -> None:

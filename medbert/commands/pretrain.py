@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader
 
-from medbert.commands.artefacts import artefact, first_process, write_json
+from medbert.commands.artefacts import artefact, first_process, read_json, write_json
 from medbert.commands.building import (
     pretraining,
     pretraining_advice,
@@ -86,7 +86,7 @@ def pretrain(
         train = loader(data[TRAIN], budget=batch_tokens, seed=seed, shuffle=True, shared=True)
         promised: dict[str, Any] = {}
         if privacy is not None:
-            train = _made_private(module, data[TRAIN], privacy, settings)
+            train = _made_private(module, data[TRAIN], privacy, settings, records)
             promised["privacy"] = module.private.told()
         metrics = fit(
             module,
@@ -112,7 +112,11 @@ def pretrain(
 
 
 def _made_private(
-    module: TrainingModule, data: Sequences, privacy: Privacy, settings: dict[str, Any]
+    module: TrainingModule,
+    data: Sequences,
+    privacy: Privacy,
+    settings: dict[str, Any],
+    records: Store,
 ) -> DataLoader:
     """Steps of the module become private; returns the batches that they need."""
     epochs = settings["trainer"].get("max_epochs") or 0
@@ -120,6 +124,11 @@ def _made_private(
     text = "private: noise of %.2f times max_norm=%s in each of %s steps of about %s subjects"
     average = round(steps.subjects * steps.rate)
     log.info(text, steps.noise, privacy.max_norm, f"{steps.steps:,}", f"{average:,}")
+    if read_json(records.folder / "settings.json").get("vocabulary") is None:
+        log.warning(
+            "private: the promise does not cover the vocabulary and its counts, which are those of "
+            "these subjects; prepare with the vocabulary= of an encoder of other subjects"
+        )
     module.private = steps
     sampler = PoissonSampler(len(data), steps=steps.steps_an_epoch)
     return DataLoader(data, batch_size=None, sampler=sampler)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import RichProgressBar
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch.utils.data import DataLoader
 
 from medbert.schema import InputError
@@ -52,11 +52,11 @@ def fit(
 ) -> dict[str, float]:
     """Trains until ``monitor`` has not improved for ``patience`` epochs; restores the best weights.
 
-    ``folder`` receives logs/ for TensorBoard and as CSV and, where ``resumable``, checkpoints/: the
-    latest readable one there is taken up, else ``ckpt_path``. See `Checkpoints` for when they are
-    written and when ``Unfinished`` is raised, `EpochLine` for what is told meanwhile. With
-    ``from_start`` the weights as they are given may be the best (epoch 0). Returns the metrics of
-    the best epoch, and the steps of all.
+    ``folder`` receives logs/ for TensorBoard and as CSV (a ``logger`` of the trainer is told the
+    same) and, where ``resumable``, checkpoints/: the latest readable one there is taken up, else
+    ``ckpt_path``. See `Checkpoints` for when they are written and when ``Unfinished`` is raised,
+    `EpochLine` for what is told meanwhile. With ``from_start`` the weights as they are given may be
+    the best (epoch 0). Returns the metrics of the best epoch, and the steps of all.
     """
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -81,7 +81,7 @@ def fit(
             callbacks.append(saving)
         machine = trainer(
             callbacks=callbacks,
-            logger=[CSVLogger(folder / "logs", name=""), _tensorboard(folder)],
+            logger=[CSVLogger(folder / "logs", name=""), _tensorboard(folder), *_own(trainer)],
             enable_progress_bar=progress,
             enable_checkpointing=resumable,
             enable_model_summary=False,
@@ -113,6 +113,12 @@ def _keep_memory() -> None:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         for name, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 2**26)):
             mallopt(name, value)
+
+
+def _own(trainer: Callable[..., pl.Trainer]) -> list[Logger]:
+    """The logger that a partly made trainer was given."""
+    given = getattr(trainer, "keywords", {}).get("logger")
+    return [given] if given else []
 
 
 def _tensorboard(folder: Path) -> TensorBoardLogger:

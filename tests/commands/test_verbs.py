@@ -15,8 +15,10 @@ from sklearn.metrics import roc_auc_score
 
 import medbert
 from medbert import InputError
+from medbert.commands.main import _score
 from medbert.train.checkpoints import Checkpoints
 
+SCORED = {"encoder": "pretrain", "run": "finetune"}
 QUICK = {"max_epochs": 1, "accelerator": "cpu"}
 
 
@@ -64,6 +66,13 @@ def test_predictions_are_of_held_out_subjects_only_and_make_the_auc(made):
     )
     metrics = json.loads((made / "report" / "metrics.json").read_text())
     assert str(auroc)[:10] in json.dumps(metrics)
+
+
+def test_a_sweeper_is_told_of_tuning_subjects(made):
+    pretrained, run = (json.loads((made / n / "metrics.json").read_text()) for n in SCORED)
+    scores = [_score(verb, made / name) for name, verb in SCORED.items()]
+    assert scores == [pretrained["tuning/loss"], run["training"]["tuning/auroc"]]
+    assert _score("synthesize", made / "events") is None
 
 
 def test_the_report_has_every_model_and_no_subject(made):

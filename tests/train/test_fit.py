@@ -7,6 +7,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from conftest import records_of
+from pytorch_lightning.loggers import CSVLogger
 
 from medbert.data.batches import Sequences, loader
 from medbert.model.encoder import BertEncoder
@@ -215,3 +216,11 @@ def test_the_learning_rate_warms_up_and_falls_to_zero(store):
         np.argmax(objective) == 9 and objective[-1] < 0.02 and (np.diff(objective[:10]) > 0).all()
     )
     assert {g["weight_decay"] for g in optimizer.param_groups} == {0.0, 0.1}
+
+
+def test_a_logger_of_the_trainer_is_told_the_same(store, tmp_path):
+    own = CSVLogger(tmp_path / "elsewhere")
+    trainer = partial(TRAINER, max_epochs=1, logger=own)
+    run(pretraining(store), store, tmp_path / "here", trainer=trainer)
+    files = [next((tmp_path / name).rglob("metrics.csv")) for name in ("elsewhere", "here")]
+    assert files[0].read_text() == files[1].read_text() and "tuning/loss" in files[0].read_text()
