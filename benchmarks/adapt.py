@@ -106,7 +106,7 @@ def everything(data: Path, models: Path, *, base: int, arm: int, only: list[str]
         tokenizer=models / "tokenizer16k",
         architecture={"config": shape},
         steps=base,
-        optimizer=linear | {"lr": 4e-3},
+        optimizer=linear | {"lr": 2e-3},
     )
     shared = {"base": models / "base", "steps": arm, "optimizer": linear | {"lr": 2e-3}}
     for objective in only:
