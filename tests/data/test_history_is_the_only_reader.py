@@ -35,6 +35,7 @@ READS_THE_FUTURE = {
     "commands/lint.py": {"_look"},
     "commands/trained_on.py": {"_counted_elsewhere", "timed"},
     "commands/audit.py": {"_of_rare_codes"},
+    "commands/pretrain.py": {"_with_a_future"},  # pretraining has no prediction time
 }
 # the records of pretraining: ``until`` is None where there is no prediction time
 PASSES_UNTIL_ON = {"data/batches.py": {"_history"}}
