@@ -155,7 +155,8 @@ def test_forms_and_cues(text, label, value):
 
 @pytest.mark.parametrize(
     "text",
-    """gave the patient Pinex|Pasient: innlagt med feber|Patient: Severe pneumonia
+    """Patient: Yeah, I know.|Patient: Um, I'm fine.
+gave the patient Pinex|Pasient: innlagt med feber|Patient: Severe pneumonia
 The Hospital called|plan 2 weeks of rest|visit 3, case 12|admitted to ICU
 patient denies pain|platelets 250000|seen at the clinic|Navn: ukjent|policy 2023
 Dr. unknown|from COPD""".replace("\n", "|").split("|"),
