@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
 from torch.utils.data import DataLoader
 
 from medbert.commands.adapted import Judgement, judgement, sha256_of, write_report
@@ -82,7 +80,7 @@ def adapt(
         other = None if general is None else _general(general, gate_override)
         found = _numbers(notes, other, plan, folder / "tokens", judged, replay > 0, writes)
         if base is None:
-            encoder.start_at(_counts(found[TRAIN]))
+            encoder.start_at(found[TRAIN].tokens)
         before = _before(plan, found, folder) if writes else {}
         made, train = _training(plan, found, optimizer, settings["trainer"], steps, replay)
         metrics = fit(
@@ -249,10 +247,6 @@ def _training(
     rows = plan.batch_rows * accumulate
     log.info(text, f"{total:,}", f"{rows:,}", plan.length, f"{data.sources[0].rows:,}")
     return module, loader(data, sampler, workers=plan.workers)
-
-
-def _counts(train: Numbers) -> torch.Tensor:
-    return torch.from_numpy(np.bincount(train.tokens.token_T))
 
 
 def _looks(train: DataLoader, trainer: dict[str, Any], looks: int) -> dict[str, Any]:

@@ -13,11 +13,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from medbert.schema import InputError, LossOutput
+from medbert.text.cooccurrence import vectors
 from medbert.text.masks import Replacement
+from medbert.text.pieces import Tokens
 from medbert.text.rows import TextBatch
 from medbert.text.tagger import longest
 
 _FAMILIES = ("bert", "camembert", "deberta-v2", "modernbert", "roberta", "xlm-roberta")
+_BEYOND = 5  # times the spread of other weights: that of the vectors of neighbours
 _AS_ROBERTA = ("camembert", "roberta", "xlm-roberta")
 
 
@@ -98,14 +101,19 @@ class TextEncoder(nn.Module):
         return Replacement(mask=int(self.tokenizer.mask_token_id), ordinary=ordinary, **shares)
 
     @torch.no_grad()
-    def start_at(self, counts_C: Tensor) -> None:
-        """Sets the bias of the output layer to the log frequencies of the tokens, so that training
-        need not begin with learning which are common; where there is such a bias."""
+    def start_at(self, tokens: Tokens) -> None:
+        """Begins where counting leads to, so that training need not find it: the vectors of tokens
+        are those of their neighbours (see `cooccurrence`), and the bias of the output layer, where
+        there is one, is the log of their frequencies."""
+        table_CD = self.model.get_input_embeddings().weight
+        n = len(table_CD)
+        near_CD = torch.from_numpy(vectors(tokens, n=n, width=table_CD.shape[1])).to(table_CD)
+        seen_C = near_CD.any(dim=1)
+        table_CD[seen_C] = near_CD[seen_C] * (_BEYOND * self.model.config.initializer_range)
         bias_C = getattr(self.model.get_output_embeddings(), "bias", None)
         if bias_C is not None:
-            weight_C = torch.ones_like(bias_C)
-            weight_C[: len(counts_C)] += counts_C.to(bias_C)
-            bias_C.copy_((weight_C / weight_C.sum()).log())
+            count_C = torch.from_numpy(np.bincount(tokens.token_T, minlength=n)).to(bias_C) + 1
+            bias_C.copy_((count_C / count_C.sum()).log())
 
     def save(self, folder: Path) -> None:
         """A folder that ``AutoModelForMaskedLM.from_pretrained`` opens."""

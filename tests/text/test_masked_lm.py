@@ -85,7 +85,7 @@ def rows(made: TextEncoder, folder: Path, masking=None, *, pairs=False, length=6
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_a_packed_text_has_the_vectors_that_it_has_alone(words, tmp_path, family):
-    made = encoder(words, family)
+    made = encoder(words, family).double()  # what is left is no rounding
     sharpen(made)
     data = rows(made, tmp_path)
     batch = data[Index(0, 0.0, np.arange(len(data)))]
@@ -101,7 +101,7 @@ def test_a_packed_text_has_the_vectors_that_it_has_alone(words, tmp_path, family
         leaky = made.model(input_ids=batch.tokens_T[row_T == row][None]).logits[0]
         own = made.logits(hidden_TD[row_T == row])
         naive = max(naive, float((leaky - own).abs().max()))
-    assert worst < 1e-5 < 1e-2 < naive
+    assert worst < 1e-6 < 1e-2 < naive
 
 
 def test_a_deberta_with_a_convolution_is_not_packed(words):
@@ -270,17 +270,28 @@ def test_losses_are_told_text_by_text_and_are_the_same_again(words, tmp_path):
     assert found.mean == pytest.approx(np.log(200), rel=0.1), "untrained"
 
 
+def test_vectors_of_what_was_not_read_stay_as_they_were(words, tmp_path):
+    made = encoder(words, "modernbert")
+    table = made.model.get_input_embeddings().weight
+    before = table.detach().clone()
+    tokens = write_tokens(SENTENCES[:1], tmp_path, tokenizer=made.tokenizer)
+    made.start_at(tokens)
+    changed = (table != before).any(dim=1).nonzero()[:, 0].tolist()
+    assert changed == sorted({*tokens.token_T.tolist()})
+    assert len(changed) < len(table)
+
+
 @pytest.mark.parametrize("family", ["bert", "roberta", "modernbert"])
 def test_a_new_model_begins_at_the_frequencies_of_tokens(words, tmp_path, family):
     made = encoder(words, family)
     data = rows(made, tmp_path, Words(rate=0.5))
     every = loader(data, InOrder(len(data), rows=2))
     uniform = masked_losses(made, every, texts=len(SENTENCES)).mean
-    made.start_at(torch.from_numpy(np.bincount(data.sources[0].tokens.token_T)))
-    assert masked_losses(made, every, texts=len(SENTENCES)).mean < uniform - 0.3
+    made.start_at(data.sources[0].tokens)
+    assert masked_losses(made, every, texts=len(SENTENCES)).mean < uniform - 0.15
     made.save(tmp_path / "saved")
     again = load(tmp_path / "saved").eval()
-    assert masked_losses(again, every, texts=len(SENTENCES)).mean < uniform - 0.3
+    assert masked_losses(again, every, texts=len(SENTENCES)).mean < uniform - 0.15
 
 
 def test_a_model_without_its_head_is_refused(words, tmp_path):
@@ -309,7 +320,7 @@ def test_what_follows_from_the_context_is_learned(tmp_path):
     shown = made.replacement()
     data = Rows([laid], frame=frame, masking=Words(), replacement=shown, seed=0)
     every = loader(data, InOrder(len(data), rows=16))
-    made.start_at(torch.from_numpy(np.bincount(tokens.token_T)))
+    made.start_at(tokens)
     frequencies_alone = masked_losses(made, every, texts=len(texts)).mean
     asks = MaskedText(divisor=lambda n, **_: max(n, 1), next_sentence=False)
     optimizer = torch.optim.AdamW(made.parameters(), lr=1e-2)
