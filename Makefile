@@ -44,7 +44,7 @@ detector: .venv/installed ## train the small detector of names that is shipped (
 	$(BIN)/medbert synthesize notes n_patients=20 wide=true noise=0.3 seed=202 out=$(SHIPPED)/tuning overwrite=true
 	$(BIN)/python benchmarks/carriers.py $(SHIPPED)/train/carriers.jsonl $(CARRIERS)
 	$(BIN)/medbert train detector notes=$(SHIPPED)/train tuning=$(SHIPPED)/tuning fine=false '+labels={DATE: null, AGE: null, ID: null, CONTACT: null}' learner.max_iterations=40 out=$(SHIPPED)/detector overwrite=true
-	$(BIN)/python -c "from medbert.text.thresholds import load_detector as load; d = load('$(SHIPPED)/detector'); d.points = {'recall': {'*': 0.3}, 'f1': {'*': 1.0}}; d.save('medbert/text/data/detector')"
+	$(BIN)/python -c "from medbert.text.detectors.thresholds import load_detector as load; d = load('$(SHIPPED)/detector'); d.points = {'recall': {'*': 0.3}, 'f1': {'*': 1.0}}; d.save('medbert/text/data/detector')"
 
 test: .venv/installed ## run the tests, a process a core, one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --dist loadfile

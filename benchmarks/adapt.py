@@ -33,10 +33,10 @@ import torch
 
 import medbert
 from medbert.text.bench.choices import clusters
-from medbert.text.masked_lm import Losses, load, masked_losses
-from medbert.text.masks import Words
-from medbert.text.pieces import Frame, write_tokens
-from medbert.text.rows import InOrder, Rows, loader, source
+from medbert.text.encoders.masked_lm import Losses, load, masked_losses
+from medbert.text.encoders.masks import Words
+from medbert.text.encoders.pieces import Frame, write_tokens
+from medbert.text.encoders.rows import InOrder, Rows, loader, source
 
 NYNORSK = ("8.pdf", "16.pdf")
 ALIKE = 0.45  # the cosine of character n-grams from which two questions are one

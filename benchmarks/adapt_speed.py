@@ -103,10 +103,10 @@ def ours(encoder: Any, some: list[str], tokens: int, steps: int, place: Path) ->
 
     import pytorch_lightning as pl
 
-    from medbert.text.masked_lm import MaskedText
-    from medbert.text.masks import Words
-    from medbert.text.pieces import Frame, write_tokens
-    from medbert.text.rows import Rows, RowSampler, loader, source
+    from medbert.text.encoders.masked_lm import MaskedText
+    from medbert.text.encoders.masks import Words
+    from medbert.text.encoders.pieces import Frame, write_tokens
+    from medbert.text.encoders.rows import Rows, RowSampler, loader, source
     from medbert.train.module import TrainingModule
     from medbert.train.optimizers import adamw
 
@@ -201,7 +201,7 @@ def theirs(
 def one(model: str, kind: str, *, tokens: int, steps: int) -> float:
     import torch
 
-    from medbert.text.masked_lm import fresh
+    from medbert.text.encoders.masked_lm import fresh
 
     torch.set_num_threads(1)
     family, config = MODELS[model]

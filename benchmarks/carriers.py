@@ -22,8 +22,8 @@ from pathlib import Path
 from random import Random
 
 from medbert.schema import Span
-from medbert.text.augment import augmented
 from medbert.text.notes import Note, write
+from medbert.text.synthetic.augment import augmented
 
 _SEED, _MOST, _SENTENCES = 7, 200, 6  # of texts a file; of sentences a text
 _LABELS = {"PER": "NAME", "LOC": "LOCATION", "GPE_LOC": "LOCATION", "GPE_ORG": "LOCATION"}

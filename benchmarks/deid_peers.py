@@ -18,8 +18,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from medbert.schema import Span
+from medbert.text.detectors.thresholds import OUTSIDE, tag
 from medbert.text.notes import Note
-from medbert.text.thresholds import OUTSIDE, tag
 from medbert.text.tokens import lines, tokens
 
 Find = Callable[[str], list[Span]]

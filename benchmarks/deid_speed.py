@@ -18,11 +18,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from medbert.text.rules import Rules
+from medbert.text.detectors.rules import Rules
+from medbert.text.detectors.thresholds import load_detector
+from medbert.text.detectors.words import listed
 from medbert.text.spans import Ensemble
-from medbert.text.thresholds import load_detector
 from medbert.text.tokens import tokens
-from medbert.text.words import listed
 
 CHARACTERS, TOKENS = 1_500, 100_000
 _RUN = """

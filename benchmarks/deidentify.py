@@ -34,14 +34,14 @@ import deid_peers as peers
 import numpy as np
 
 from medbert.schema import Span
-from medbert.text.crf import CRF
+from medbert.text.detectors.crf import CRF
+from medbert.text.detectors.rules import Rules
+from medbert.text.detectors.thresholds import ANY, F1, RECALL
+from medbert.text.detectors.words import listed
 from medbert.text.notes import Note
-from medbert.text.policy import SAFE_HARBOR
-from medbert.text.rules import Rules
-from medbert.text.scoring import Scores, upper_bound
+from medbert.text.scoring.measures import Scores, upper_bound
+from medbert.text.scoring.policy import SAFE_HARBOR
 from medbert.text.spans import Ensemble
-from medbert.text.thresholds import ANY, F1, RECALL
-from medbert.text.words import listed
 
 Find = Callable[[str], list[Span]]
 RESAMPLES = 2_000

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 
-from medbert.commands.classifier import Rows, by_split
+from medbert.commands.encoders.classifier import Rows, by_split
 from medbert.data.counts import count_codes
 from medbert.data.store import Store
 from medbert.data.synthetic import true_risk

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medbert.text.duplicates import SHINGLE, VALUES, Signatures, near_copies, stacked
+from medbert.text.corpus.duplicates import SHINGLE, VALUES, Signatures, near_copies, stacked
 
 THRESHOLD, COPIES = 0.8, 2000
 EDGES = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 1.0)

@@ -20,8 +20,8 @@ import numpy as np
 from medbert.commands.deidentify import detectors
 from medbert.schema import Span
 from medbert.text.notes import Note
-from medbert.text.policy import SAFE_HARBOR
-from medbert.text.scoring import Scores
+from medbert.text.scoring.measures import Scores
+from medbert.text.scoring.policy import SAFE_HARBOR
 
 HEADS = ("recall", "precision", "leak-free", "PHI-free touched", "notes/s")
 OURS = {"ORG": "ORGANISATION"}

@@ -29,9 +29,9 @@ from scipy.optimize import curve_fit
 from scipy.special import expit
 
 import medbert
-from medbert.commands.building import load_encoder
-from medbert.commands.classifier import by_split
-from medbert.commands.questions import ask, of_outcome
+from medbert.commands.encoders.building import load_encoder
+from medbert.commands.encoders.classifier import by_split
+from medbert.commands.encoders.questions import ask, of_outcome
 from medbert.data.batches import Sequences, loader
 from medbert.data.store import Store
 from medbert.evaluate.intervals import bootstrap, percentiles

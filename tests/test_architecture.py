@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import tomllib
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from medbert.commands import VERBS
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "medbert"
@@ -64,6 +67,18 @@ def test_every_argument_is_typed_and_nothing_is_printed_or_unpickled():
                 assert node.func.id != "print", f"{file}:{node.lineno} prints"
         if file != PICKLES:
             assert "pickle" not in set(imported(ast.parse(file.read_text(encoding="utf-8")))), file
+
+
+def test_the_verbs_stand_side_by_side_and_their_parts_in_folders():
+    files = {f.stem for f in (PACKAGE / "commands").glob("*.py")}
+    assert files == {*VERBS, "__init__", "main"}
+
+
+def test_every_folder_of_code_is_in_the_wheel():
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    folders = {f.parent.relative_to(ROOT).as_posix().replace("/", ".") for f in FILES}
+    shipped_beside = {"medbert.conf", "medbert.data_synthetic"}
+    assert set(told["tool"]["setuptools"]["packages"]) == folders | shipped_beside
 
 
 LEAVES = ("data/sources", "data/synthetic", "data/card", "evaluate/card", "text", "library")

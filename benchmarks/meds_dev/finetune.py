@@ -16,9 +16,9 @@ import torch
 from hydra import compose, initialize_config_module
 
 from medbert.commands import run
-from medbert.commands.artefacts import artefact, write_json
-from medbert.commands.building import load_encoder
-from medbert.commands.classifier import Recipe, Rows, train_classifier
+from medbert.commands.encoders.building import load_encoder
+from medbert.commands.encoders.classifier import Recipe, Rows, train_classifier
+from medbert.commands.output.artefacts import artefact, write_json
 from medbert.data.store import Store
 from medbert.model import checkpoint
 from medbert.schema import TRAIN, TUNING, InputError

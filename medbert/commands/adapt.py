@@ -11,19 +11,19 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader
 
-from medbert.commands.adapted import Judgement, judgement, sha256_of, write_report
-from medbert.commands.artefacts import artefact, first_process, read_json, write_json
-from medbert.commands.numbers import Numbers, numbers
-from medbert.commands.parts import withheld
+from medbert.commands.notes.adapted import Judgement, judgement, sha256_of, write_report
+from medbert.commands.notes.numbers import Numbers, numbers
+from medbert.commands.notes.parts import withheld
+from medbert.commands.output.artefacts import artefact, first_process, read_json, write_json
 from medbert.commands.pretrain import deadline_of
 from medbert.model.together import divisor
 from medbert.schema import HELD_OUT, TRAIN, TUNING, InputError
-from medbert.text.corpora import Corpus, admitted
-from medbert.text.masked_lm import Losses, MaskedText, TextEncoder, load, masked_losses
-from medbert.text.masks import Masking, Words
-from medbert.text.pieces import Frame
-from medbert.text.plain import PlainText, open_corpus
-from medbert.text.rows import InOrder, Rows, RowSampler, loader, source
+from medbert.text.corpus.documents import Corpus, admitted
+from medbert.text.corpus.plain import PlainText, open_corpus
+from medbert.text.encoders.masked_lm import Losses, MaskedText, TextEncoder, load, masked_losses
+from medbert.text.encoders.masks import Masking, Words
+from medbert.text.encoders.pieces import Frame
+from medbert.text.encoders.rows import InOrder, Rows, RowSampler, loader, source
 from medbert.train.diagnostics import EpochLine
 from medbert.train.fit import fit
 from medbert.train.module import TrainingModule

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from medbert.commands.artefacts import artefact, read_json, write_json
-from medbert.commands.attack import FOUND_BITS, FPR, Attack
-from medbert.commands.canaries import real
-from medbert.commands.disclosures import disclosures
-from medbert.commands.trained_on import PIECE, TRAINED_ON, training_set
+from medbert.commands.encoders.trained_on import PIECE, TRAINED_ON, training_set
+from medbert.commands.output.artefacts import artefact, read_json, write_json
+from medbert.commands.privacy.attack import FOUND_BITS, FPR, Attack
+from medbert.commands.privacy.canaries import real
+from medbert.commands.privacy.disclosures import disclosures
 from medbert.data.store import Store
 from medbert.evaluate.privacy import CANNOT_TELL, CHANCE_BITS, FAIL, PASS, Judged, mean_of, worst
 from medbert.model import checkpoint

@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from medbert.commands.artefacts import artefact, write_json
-from medbert.commands.attack import FOUND_BITS, FPR
 from medbert.commands.audit import AUDIT, Finding, judged, page_of
 from medbert.commands.benchmark_text import weights_sha256
-from medbert.commands.canaries_text import drawn, planted
-from medbert.commands.parts import withheld
+from medbert.commands.notes.parts import withheld
+from medbert.commands.output.artefacts import artefact, write_json
+from medbert.commands.privacy.attack import FOUND_BITS, FPR
+from medbert.commands.privacy.canaries_text import drawn, planted
 from medbert.evaluate import privacy
 from medbert.evaluate.privacy import CANNOT_TELL, CHANCE_BITS, Judged, mean_of, worst
 from medbert.schema import TRAIN, InputError
 from medbert.text.bench.masked import NATS, PIECES, MaskedModel
-from medbert.text.corpora import Corpus
+from medbert.text.corpus.documents import Corpus
 
 log = logging.getLogger(__name__)
 

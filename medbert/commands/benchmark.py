@@ -13,21 +13,21 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from medbert.commands import trials
-from medbert.commands.arms import Arm, BaselineArm, Trial, encoder_arms
-from medbert.commands.artefacts import artefact, write_json
-from medbert.commands.beside import beside_counts
-from medbert.commands.classifier import Recipe
+from medbert.commands.encoders.classifier import Recipe
+from medbert.commands.encoders.questions import of_outcome
+from medbert.commands.encoders.trained_on import seen_in_pretraining
 from medbert.commands.finetune import Task
-from medbert.commands.judging import write_models, write_predictions
 from medbert.commands.lint import leaks, washed_out
-from medbert.commands.progress import show
-from medbert.commands.questions import of_outcome
-from medbert.commands.reporting import write_report
-from medbert.commands.studies import Judge
-from medbert.commands.trained_on import seen_in_pretraining
-from medbert.commands.trainings import Answer, Trainings
-from medbert.commands.trials import EXTERNAL, Asked
+from medbert.commands.output.artefacts import artefact, write_json
+from medbert.commands.output.progress import show
+from medbert.commands.study import trials
+from medbert.commands.study.arms import Arm, BaselineArm, Trial, encoder_arms
+from medbert.commands.study.beside import beside_counts
+from medbert.commands.study.judging import write_models, write_predictions
+from medbert.commands.study.reporting import write_report
+from medbert.commands.study.studies import Judge
+from medbert.commands.study.trainings import Answer, Trainings
+from medbert.commands.study.trials import EXTERNAL, Asked
 from medbert.data.cohorts import Cohort
 from medbert.data.store import Store
 from medbert.evaluate import report

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from medbert.commands.artefacts import artefact, write_json
-from medbert.commands.parts import withheld
-from medbert.commands.progress import follow
+from medbert.commands.notes.parts import withheld
+from medbert.commands.output.artefacts import artefact, write_json
+from medbert.commands.output.progress import follow
 from medbert.evaluate import page
 from medbert.evaluate.contest import Counted, Found, contest, sections, to_dict, words
 from medbert.evaluate.markdown import write_markdown

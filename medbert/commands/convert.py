@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medbert.commands.artefacts import artefact, write_json
-from medbert.commands.questions import foretelling, of_words
-from medbert.commands.trained_on import TRAINED_ON
+from medbert.commands.encoders.questions import foretelling, of_words
+from medbert.commands.encoders.trained_on import TRAINED_ON
+from medbert.commands.output.artefacts import artefact, write_json
 from medbert.data.codes import canonical
 from medbert.data.sources import medbert_pickles, reading
 from medbert.data.vocabulary import Rule, Vocabulary

@@ -1,4 +1,4 @@
-"""``medbert corpus``: notes to a corpus: cleaned, counted, split (``text/corpora.py``)."""
+"""``medbert corpus``: notes to a corpus: cleaned, counted, split (``text/corpus/documents.py``)."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import parquet
 
-from medbert.commands.artefacts import artefact, read_json, write_json
-from medbert.commands.corpus_rows import (
+from medbert.commands.notes.corpus_rows import (
     Kept,
     about,
     left_out_of,
@@ -26,14 +25,15 @@ from medbert.commands.corpus_rows import (
     signatures_of,
     splits_of,
 )
-from medbert.commands.parts import processes, withheld
-from medbert.commands.progress import follow
+from medbert.commands.notes.parts import processes, withheld
+from medbert.commands.output.artefacts import artefact, read_json, write_json
+from medbert.commands.output.progress import follow
 from medbert.schema import SPLITS, InputError
-from medbert.text.cleaning import CLEANED, Rules, clean_file, sort_into
-from medbert.text.corpora import DOCUMENTS
-from medbert.text.exchange import FOLDER, Away, shared, signed
+from medbert.text.corpus.cleaning import CLEANED, Rules, clean_file, sort_into
+from medbert.text.corpus.documents import DOCUMENTS
+from medbert.text.corpus.exchange import FOLDER, Away, shared, signed
 from medbert.text.notes import read
-from medbert.text.shift import read_key
+from medbert.text.redaction.shift import read_key
 
 log = logging.getLogger(__name__)
 

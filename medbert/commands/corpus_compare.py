@@ -10,9 +10,9 @@ from typing import Any
 
 from pyarrow import parquet
 
-from medbert.commands.artefacts import artefact, write_json
+from medbert.commands.output.artefacts import artefact, write_json
 from medbert.schema import InputError
-from medbert.text.exchange import Site, overlaps
+from medbert.text.corpus.exchange import Site, overlaps
 
 log = logging.getLogger(__name__)
 

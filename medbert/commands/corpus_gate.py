@@ -12,16 +12,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from medbert.commands.artefacts import write_json
-from medbert.commands.parts import withheld
-from medbert.commands.progress import follow
+from medbert.commands.notes.parts import withheld
+from medbert.commands.output.artefacts import write_json
+from medbert.commands.output.progress import follow
 from medbert.commands.score_deid import pairs
 from medbert.schema import InputError, Span
-from medbert.text.corpora import Corpus
+from medbert.text.corpus.documents import Corpus
+from medbert.text.corpus.gating import Bounds, Group, Labelled, Residual
+from medbert.text.corpus.sampling import chance
 from medbert.text.formats.jsonl import rows
-from medbert.text.gating import Bounds, Group, Labelled, Residual
 from medbert.text.notes import Note, Options, read
-from medbert.text.sampling import chance
 from medbert.text.spans import Detector
 
 log = logging.getLogger(__name__)

@@ -20,21 +20,21 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from medbert.commands.artefacts import artefact, write_json
-from medbert.commands.parts import Row, parts, processes, rows, run, withheld
-from medbert.commands.persons import Persons
+from medbert.commands.notes.parts import Row, parts, processes, rows, run, withheld
+from medbert.commands.notes.persons import Persons
+from medbert.commands.output.artefacts import artefact, write_json
 from medbert.schema import InputError, Span
+from medbert.text.detectors.known import Known
+from medbert.text.detectors.rules import Rules
+from medbert.text.detectors.shipped import shipped
+from medbert.text.detectors.thresholds import load_detector
+from medbert.text.detectors.words import listed
 from medbert.text.formats.text import can_be_a_file
-from medbert.text.known import Known
 from medbert.text.notes import COLUMNS, WRITTEN, Note, format_of, read, write
-from medbert.text.redact import Operator, operators_of, redact, sealed
-from medbert.text.rules import Rules
-from medbert.text.shift import read_key
-from medbert.text.shipped import shipped
+from medbert.text.redaction.redact import Operator, operators_of, redact, sealed
+from medbert.text.redaction.shift import read_key
+from medbert.text.redaction.surrogates import Whose
 from medbert.text.spans import Detector, Ensemble, coarse, everywhere, merge
-from medbert.text.surrogates import Whose
-from medbert.text.thresholds import load_detector
-from medbert.text.words import listed
 
 log = logging.getLogger(__name__)
 

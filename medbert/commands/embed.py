@@ -9,8 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from medbert.commands.artefacts import artefact
-from medbert.commands.cohort_rows import Scoring
+from medbert.commands.encoders.cohort_rows import Scoring
+from medbert.commands.output.artefacts import artefact
 from medbert.model.heads import POOLINGS, pool
 from medbert.schema import InputError
 

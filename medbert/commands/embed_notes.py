@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import parquet
 
-from medbert.commands.artefacts import artefact, write_json
-from medbert.commands.parts import parts, withheld
-from medbert.commands.progress import follow
+from medbert.commands.notes.parts import parts, withheld
+from medbert.commands.output.artefacts import artefact, write_json
+from medbert.commands.output.progress import follow
 from medbert.data.sources.columns import identifiers
 from medbert.schema import CODE, SUBJECT_ID, TIME, TRAIN, InputError
+from medbert.text.encoders.vectors import NoteEncoder
 from medbert.text.notes import Note, read
-from medbert.text.vectors import NoteEncoder
 
 log = logging.getLogger(__name__)
 

@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import torch
 from hydra.utils import instantiate
 
-from medbert.commands.artefacts import artefact, read_json, write_json
-from medbert.commands.classifier import Recipe, Rows, predict, train_classifier
-from medbert.commands.judging import features, groups, oracle, write_models
-from medbert.commands.progress import show
-from medbert.commands.reporting import PRETRAINED, UNTRAINED, write_report
-from medbert.commands.table_one import table_one
+from medbert.commands.encoders.classifier import Recipe, Rows, predict, train_classifier
+from medbert.commands.output.artefacts import artefact, read_json, write_json
+from medbert.commands.output.progress import show
+from medbert.commands.study.judging import features, groups, oracle, write_models
+from medbert.commands.study.reporting import PRETRAINED, UNTRAINED, write_report
+from medbert.commands.study.table_one import table_one
 from medbert.data.counts import Counts, count_codes
 from medbert.data.store import Store
 from medbert.evaluate import report

@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from medbert.commands.artefacts import artefact, write_json
-from medbert.commands.building import load_encoder
-from medbert.commands.classifier import Recipe, Rows, by_split, predict, train_classifier
-from medbert.commands.judging import write_predictions
-from medbert.commands.questions import of_outcome, told
-from medbert.commands.reporting import PRETRAINED, UNTRAINED, write_report
+from medbert.commands.encoders.building import load_encoder
+from medbert.commands.encoders.classifier import Recipe, Rows, by_split, predict, train_classifier
+from medbert.commands.encoders.questions import of_outcome, told
+from medbert.commands.output.artefacts import artefact, write_json
+from medbert.commands.study.judging import write_predictions
+from medbert.commands.study.reporting import PRETRAINED, UNTRAINED, write_report
 from medbert.data.cohorts import Cohort
 from medbert.data.store import Store
 from medbert.evaluate import report

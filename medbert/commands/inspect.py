@@ -6,8 +6,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from medbert.commands.artefacts import artefact, write_json
-from medbert.commands.progress import show
+from medbert.commands.output.artefacts import artefact, write_json
+from medbert.commands.output.progress import show
 from medbert.data.card import describe
 from medbert.data.store import Store
 from medbert.evaluate.card import Card

@@ -11,10 +11,16 @@ import numpy as np
 from rich.console import Console
 from scipy import sparse
 
-from medbert.commands.artefacts import artefact, write_json
-from medbert.commands.classifier import Rows, by_split
+from medbert.commands.encoders.classifier import Rows, by_split
+from medbert.commands.encoders.trained_on import (
+    PIECE,
+    code_keys,
+    record_keys,
+    seen_in_pretraining,
+    timed,
+)
 from medbert.commands.finetune import Task
-from medbert.commands.trained_on import PIECE, code_keys, record_keys, seen_in_pretraining, timed
+from medbert.commands.output.artefacts import artefact, write_json
 from medbert.data.batches import Sequences
 from medbert.data.codes import is_diagnosis, matches
 from medbert.data.cohorts import NEVER

@@ -52,7 +52,7 @@ def main() -> None:
 def _run_with_hydra(verb: str, words: list[str]) -> None:
     import hydra
 
-    from medbert.commands.artefacts import first_process
+    from medbert.commands.output.artefacts import first_process
     from medbert.schema import InputError, Unfinished
 
     def task(config: Any) -> Any:
@@ -81,7 +81,7 @@ def _run_with_hydra(verb: str, words: list[str]) -> None:
 def _score(verb: str, made: Any) -> float | None:
     """What a sweeper of Hydra (Optuna) goes by, of tuning subjects alone: the loss of a pretraining
     (lower is better), the AUROC of a run (higher is)."""
-    from medbert.commands.artefacts import read_json
+    from medbert.commands.output.artefacts import read_json
 
     if verb not in ("pretrain", "finetune"):
         return None

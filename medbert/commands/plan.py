@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader
 
-from medbert.commands.artefacts import artefact, write_json
-from medbert.commands.building import pretraining, pretraining_advice, training_sequences
+from medbert.commands.encoders.building import pretraining, pretraining_advice, training_sequences
+from medbert.commands.output.artefacts import artefact, write_json
 from medbert.data.batches import Sequences, loader
 from medbert.data.store import Store
 from medbert.model.attention import places

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from medbert.commands.artefacts import artefact
-from medbert.commands.cohort_rows import Scoring
-from medbert.commands.questions import Question, answered, foretelling, of_words
+from medbert.commands.encoders.cohort_rows import Scoring
+from medbert.commands.encoders.questions import Question, answered, foretelling, of_words
+from medbert.commands.output.artefacts import artefact
 from medbert.model import checkpoint
 from medbert.model.hazards import foretell
 from medbert.schema import BOOLEAN_VALUE, DECISION, PROBABILITY, Batch, InputError

@@ -8,15 +8,15 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from medbert.commands.artefacts import artefact
-from medbert.commands.progress import follow
+from medbert.commands.output.artefacts import artefact
+from medbert.commands.output.progress import follow
 from medbert.data import prepare as preparing
 from medbert.data import splits as subject_splits
 from medbert.data.shift import shifted
 from medbert.data.visits import VisitRule
 from medbert.data.vocabulary import Rule, Vocabulary
 from medbert.schema import Source
-from medbert.text.shift import Shift
+from medbert.text.redaction.shift import Shift
 
 log = logging.getLogger(__name__)
 

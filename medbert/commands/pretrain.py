@@ -15,14 +15,14 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader
 
-from medbert.commands.artefacts import artefact, first_process, read_json, write_json
-from medbert.commands.building import (
+from medbert.commands.encoders.building import (
     pretraining,
     pretraining_advice,
     save_objective,
     training_sequences,
 )
-from medbert.commands.trained_on import TRAINED_ON, training_set
+from medbert.commands.encoders.trained_on import TRAINED_ON, training_set
+from medbert.commands.output.artefacts import artefact, first_process, read_json, write_json
 from medbert.data.batches import Sequences, loader
 from medbert.data.entropy import chance, fit_pairs
 from medbert.data.store import Store

@@ -11,14 +11,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from medbert.commands.artefacts import artefact, write_json
-from medbert.commands.parts import withheld
+from medbert.commands.notes.parts import withheld
+from medbert.commands.output.artefacts import artefact, write_json
 from medbert.evaluate import page
 from medbert.schema import InputError, Span
-from medbert.text.browser import Browser
 from medbert.text.notes import Note, check, read, spans_found
-from medbert.text.policy import LabelPolicy
-from medbert.text.scoring import Scores, Terms
+from medbert.text.scoring.browser import Browser
+from medbert.text.scoring.measures import Scores, Terms
+from medbert.text.scoring.policy import LabelPolicy
 from medbert.text.spans import LABELS, coarse
 
 log = logging.getLogger(__name__)

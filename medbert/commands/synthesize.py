@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from medbert.commands.artefacts import artefact
+from medbert.commands.output.artefacts import artefact
 from medbert.data import synthetic
 
 log = logging.getLogger(__name__)

@@ -6,9 +6,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from medbert.commands.artefacts import artefact
-from medbert.text import synthetic
+from medbert.commands.output.artefacts import artefact
 from medbert.text.notes import COLUMNS, write
+from medbert.text.synthetic.writing import invent
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ def synthesize_notes(
     settings: dict[str, Any],
 ) -> Path:
     """Writes ``out``/notes.jsonl (note_id, patient_id, site, kind, language, time, text, spans)."""
-    invented = synthetic.invent(n_patients, seed=seed, wide=wide, noise=noise)
+    invented = invent(n_patients, seed=seed, wide=wide, noise=noise)
     with artefact(out, overwrite=overwrite, settings=settings) as folder:
         write(invented, folder / "notes.jsonl", format="jsonl", fields=COLUMNS)
     log.info("made %s; next: medbert deidentify in=%s out=clean/", out, out)

@@ -6,9 +6,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from medbert.commands.artefacts import artefact, write_json
+from medbert.commands.output.artefacts import artefact, write_json
 from medbert.schema import InputError
-from medbert.text.extension import extend
+from medbert.text.encoders.extension import extend
 
 log = logging.getLogger(__name__)
 

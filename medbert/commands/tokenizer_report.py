@@ -12,12 +12,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from medbert.commands.artefacts import artefact, write_json
-from medbert.commands.parts import withheld
+from medbert.commands.notes.parts import withheld
+from medbert.commands.output.artefacts import artefact, write_json
 from medbert.schema import TRAIN
-from medbert.text.extension import parameters_of_a_token, tokenizer_of
-from medbert.text.fertility import Words, candidates, cuts, fertility, prices
-from medbert.text.plain import open_corpus
+from medbert.text.corpus.plain import open_corpus
+from medbert.text.encoders.extension import parameters_of_a_token, tokenizer_of
+from medbert.text.encoders.fertility import Words, candidates, cuts, fertility, prices
 
 log = logging.getLogger(__name__)
 

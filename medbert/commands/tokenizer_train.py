@@ -6,11 +6,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from medbert.commands.artefacts import artefact, write_json
-from medbert.commands.parts import withheld
+from medbert.commands.notes.parts import withheld
+from medbert.commands.output.artefacts import artefact, write_json
 from medbert.schema import TRAIN
-from medbert.text.plain import open_corpus
-from medbert.text.vocabulary import learn_pieces
+from medbert.text.corpus.plain import open_corpus
+from medbert.text.encoders.vocabulary import learn_pieces
 
 log = logging.getLogger(__name__)
 

@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from medbert.commands.artefacts import artefact, write_json
-from medbert.commands.parts import withheld
+from medbert.commands.notes.parts import withheld
+from medbert.commands.output.artefacts import artefact, write_json
 from medbert.schema import InputError
-from medbert.text.augment import augmented
+from medbert.text.detectors.thresholds import F1, METRICS, RECALL, Trained
 from medbert.text.notes import Note, read
 from medbert.text.spans import coarse
-from medbert.text.thresholds import F1, METRICS, RECALL, Trained
+from medbert.text.synthetic.augment import augmented
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 
-from medbert.commands.artefacts import artefact, write_json
+from medbert.commands.output.artefacts import artefact, write_json
 from medbert.data.codes import ancestors, parents_of
 from medbert.data.vocabulary import Vocabulary
 from medbert.model import checkpoint

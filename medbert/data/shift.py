@@ -1,7 +1,7 @@
 """Records whose times are moved, each subject's by its own number of days, as they are read.
 
-The notes of the same patients move alike (``text/shift.py``, which also says what shifted dates are
-not: HIPAA Safe Harbor).
+The notes of the same patients move alike (``text/redaction/shift.py``, which also says what
+shifted dates are not: HIPAA Safe Harbor).
 """
 
 from __future__ import annotations

@@ -16,10 +16,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from medbert.commands.artefacts import artefact, read_json, write_json
-from medbert.commands.cohort_rows import CohortRows, Scoring, cohort_rows
 from medbert.commands.convert import SHA256, VOCABULARY, coarse, vocabulary_of
-from medbert.commands.questions import answered, foretelling, of_words
+from medbert.commands.encoders.cohort_rows import CohortRows, Scoring, cohort_rows
+from medbert.commands.encoders.questions import answered, foretelling, of_words
+from medbert.commands.output.artefacts import artefact, read_json, write_json
 from medbert.data.batches import Sequences, loader
 from medbert.data.store import Store
 from medbert.data.vocabulary import Vocabulary

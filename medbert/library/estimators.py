@@ -23,10 +23,10 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from medbert.commands.artefacts import artefact, read_json
-from medbert.commands.building import load_encoder
-from medbert.commands.classifier import Recipe, Rows, train_classifier
-from medbert.commands.questions import told
+from medbert.commands.encoders.building import load_encoder
+from medbert.commands.encoders.classifier import Recipe, Rows, train_classifier
+from medbert.commands.encoders.questions import told
+from medbert.commands.output.artefacts import artefact, read_json
 from medbert.data.batches import Sequences, loader
 from medbert.data.store import Store
 from medbert.library.frames import KEYS, cohort_frame, store_rows

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from medbert.commands.cohort_rows import refuse
+from medbert.commands.encoders.cohort_rows import refuse
 from medbert.data.store import Store
 from medbert.schema import PREDICTION_TIME, SUBJECT_ID, InputError
 

@@ -14,8 +14,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from medbert.commands.cohort_rows import Scoring
-from medbert.commands.questions import answered, foretelling, of_words
+from medbert.commands.encoders.cohort_rows import Scoring
+from medbert.commands.encoders.questions import answered, foretelling, of_words
 from medbert.data.batches import Sequences
 from medbert.data.codes import is_diagnosis
 from medbert.data.store import History

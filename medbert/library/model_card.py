@@ -9,8 +9,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from medbert.commands.artefacts import read_json
 from medbert.commands.convert import MIN_COUNT, SHA256, coarse
+from medbert.commands.output.artefacts import read_json
 from medbert.data.vocabulary import Vocabulary
 from medbert.schema import SPECIAL_TOKENS
 

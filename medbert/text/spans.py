@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import Protocol
 
 from medbert.schema import Span
-from medbert.text.words import Persons
+from medbert.text.detectors.words import Persons
 
 LABELS = ("NAME", "AGE", "DATE", "ID", "LOCATION", "CONTACT", "ORGANISATION")
 """What a detector may find; a finer kind may stand after a colon (``ID:SSN``)."""

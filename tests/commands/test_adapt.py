@@ -18,9 +18,9 @@ from safetensors.torch import load_file  # noqa: E402
 import medbert  # noqa: E402
 from medbert.commands import adapt as verb  # noqa: E402
 from medbert.schema import InputError  # noqa: E402
-from medbert.text.corpora import DOCUMENTS  # noqa: E402
-from medbert.text.masked_lm import fresh  # noqa: E402
-from medbert.text.rows import RowSampler  # noqa: E402
+from medbert.text.corpus.documents import DOCUMENTS  # noqa: E402
+from medbert.text.encoders.masked_lm import fresh  # noqa: E402
+from medbert.text.encoders.rows import RowSampler  # noqa: E402
 from medbert.train.checkpoints import Checkpoints  # noqa: E402
 
 SUBJECTS = ("Pasienten", "Kvinnen", "Mannen", "Barnet", "Den gamle")

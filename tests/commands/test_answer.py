@@ -14,9 +14,9 @@ from scipy.special import expit
 
 import medbert
 from medbert import InputError, Store
-from medbert.commands.artefacts import read_json
-from medbert.commands.classifier import Recipe, Rows, predict, train_classifier
-from medbert.commands.questions import ask, of_words, told
+from medbert.commands.encoders.classifier import Recipe, Rows, predict, train_classifier
+from medbert.commands.encoders.questions import ask, of_words, told
+from medbert.commands.output.artefacts import read_json
 from medbert.model.checkpoint import load_module
 from medbert.model.heads import Answer
 from medbert.schema import TRAIN, TUNING

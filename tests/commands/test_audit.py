@@ -13,8 +13,8 @@ import pytest
 
 import medbert
 from medbert import InputError, Store
-from medbert.commands.disclosures import disclosures
-from medbert.commands.trained_on import training_set
+from medbert.commands.encoders.trained_on import training_set
+from medbert.commands.privacy.disclosures import disclosures
 from medbert.model import checkpoint
 from medbert.schema import TRAIN
 

@@ -14,12 +14,12 @@ from scipy.special import expit
 
 import medbert
 from medbert import InputError, Store
-from medbert.commands import trials
-from medbert.commands.arms import BaselineArm, EncoderArm
-from medbert.commands.beside import FrozenAnswer, QueryArm
-from medbert.commands.classifier import Recipe
-from medbert.commands.questions import of_outcome
-from medbert.commands.trainings import Answer, best_of_families, standard_error
+from medbert.commands.encoders.classifier import Recipe
+from medbert.commands.encoders.questions import of_outcome
+from medbert.commands.study import trials
+from medbert.commands.study.arms import BaselineArm, EncoderArm
+from medbert.commands.study.beside import FrozenAnswer, QueryArm
+from medbert.commands.study.trainings import Answer, best_of_families, standard_error
 from medbert.data.cohorts import BeforeVisits, Landmarks
 from medbert.data.outcomes import CodeAtNextVisit, CodeWithin, LongStay
 from medbert.data.tasks import Task

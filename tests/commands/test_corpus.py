@@ -14,8 +14,8 @@ from pyarrow import parquet
 
 import medbert
 from medbert.schema import InputError
-from medbert.text.corpora import Corpus, admitted, gate_of
-from medbert.text.duplicates import Signatures, alike, near_copies, stacked
+from medbert.text.corpus.documents import Corpus, admitted, gate_of
+from medbert.text.corpus.duplicates import Signatures, alike, near_copies, stacked
 from medbert.text.notes import COLUMNS, Note, write
 
 WORDS = {  # invented; of each language as such

@@ -11,8 +11,8 @@ import pytest
 
 import medbert
 from medbert.schema import InputError, Span
-from medbert.text.corpora import admitted, gate_of
-from medbert.text.gating import design_effect
+from medbert.text.corpus.documents import admitted, gate_of
+from medbert.text.corpus.gating import design_effect
 from medbert.text.notes import COLUMNS, Note, write
 
 FINDINGS = (

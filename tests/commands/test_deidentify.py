@@ -18,7 +18,7 @@ import pytest
 from pyarrow import parquet
 
 import medbert
-from medbert.commands import parts
+from medbert.commands.notes import parts
 from medbert.schema import InputError, Span
 from medbert.text.notes import Note, read, write
 

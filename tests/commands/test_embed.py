@@ -12,8 +12,8 @@ import torch
 from conftest import records_of
 
 import medbert
-from medbert.commands import cohort_rows
 from medbert.commands.embed import embed
+from medbert.commands.encoders import cohort_rows
 from medbert.data.store import Store
 from medbert.model.checkpoint import load_module, save_module
 from medbert.model.encoder import BertEncoder

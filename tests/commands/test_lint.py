@@ -16,9 +16,9 @@ from conftest import SHARED
 
 import medbert
 from medbert import InputError, Store
-from medbert.commands.classifier import Rows, by_split
+from medbert.commands.encoders.classifier import Rows, by_split
+from medbert.commands.encoders.trained_on import TRAINED_ON, training_set
 from medbert.commands.lint import leaks, washed_out
-from medbert.commands.trained_on import TRAINED_ON, training_set
 from medbert.data.cohorts import BeforeVisits
 from medbert.data.counts import count_codes
 from medbert.data.outcomes import CodeInVisit, CodeWithin, LongStay, NewPhenotypes

@@ -9,7 +9,7 @@ import pytest
 
 import medbert
 from medbert import InputError
-from medbert.commands.building import training_sequences
+from medbert.commands.encoders.building import training_sequences
 from medbert.commands.plan import expected
 from medbert.data.batches import Sequences, TokenBudgetSampler
 from medbert.data.store import Store

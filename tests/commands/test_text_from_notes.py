@@ -12,7 +12,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 import medbert  # noqa: E402
-from medbert.text.masked_lm import fresh  # noqa: E402
+from medbert.text.encoders.masked_lm import fresh  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTES = ROOT / "data_synthetic" / "notes" / "notes.jsonl"

@@ -18,12 +18,12 @@ tokenizers = pytest.importorskip("tokenizers")
 import medbert  # noqa: E402
 from medbert.data.sources.columns import identifiers  # noqa: E402
 from medbert.schema import InputError  # noqa: E402
-from medbert.text.corpora import Corpus  # noqa: E402
-from medbert.text.extension import extend, tokenizer_of  # noqa: E402
-from medbert.text.masked_lm import fresh  # noqa: E402
+from medbert.text.corpus.documents import Corpus  # noqa: E402
+from medbert.text.encoders.extension import extend, tokenizer_of  # noqa: E402
+from medbert.text.encoders.masked_lm import fresh  # noqa: E402
+from medbert.text.encoders.vectors import NoteEncoder  # noqa: E402
+from medbert.text.encoders.vocabulary import learn_pieces  # noqa: E402
 from medbert.text.notes import COLUMNS, Note, read, write  # noqa: E402
-from medbert.text.vectors import NoteEncoder  # noqa: E402
-from medbert.text.vocabulary import learn_pieces  # noqa: E402
 
 GENERAL = ("han", "gikk", "en", "lang", "tur", "skogen", "kom", "hjem", "da", "det", "ble", "kaldt")
 TERMS = ("trombocytopeni", "hypertensjon", "pneumoni")

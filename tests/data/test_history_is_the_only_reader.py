@@ -31,9 +31,9 @@ OPENS_SHARDS = {"data/store.py", "data/finish.py", "data/gather.py"}
 READS_THE_FUTURE = {
     "data/cohorts.py": {"__init__"},  # Timeline
     "data/card/totals.py": None,
-    "commands/cohort_rows.py": {"_whole_records"},
+    "commands/encoders/cohort_rows.py": {"_whole_records"},
     "commands/lint.py": {"_look"},
-    "commands/trained_on.py": {"_counted_elsewhere", "timed"},
+    "commands/encoders/trained_on.py": {"_counted_elsewhere", "timed"},
     "commands/audit.py": {"_of_rare_codes"},
     "commands/pretrain.py": {"_with_a_future"},  # pretraining has no prediction time
 }

@@ -16,7 +16,7 @@ from medbert.data.sources.flat import Flat
 from medbert.data.sources.meds import Meds
 from medbert.data.store import STATIC, Store
 from medbert.schema import BIRTH, DAY_US, DEATH, PREDICTION_TIME, SUBJECT_ID, InputError
-from medbert.text.shift import Shift, intervals_kept
+from medbert.text.redaction.shift import Shift, intervals_kept
 
 SYNTHETIC = Path(__file__).resolve().parents[2] / "data_synthetic" / "meds"
 KEY = b"a secret of more than sixteen bytes"

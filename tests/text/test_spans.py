@@ -5,7 +5,8 @@ import random
 import pytest
 
 from medbert.schema import Span
-from medbert.text.rules import Rules
+from medbert.text.detectors.rules import Rules
+from medbert.text.detectors.words import listed
 from medbert.text.spans import (
     LABELS,
     Ensemble,
@@ -16,7 +17,6 @@ from medbert.text.spans import (
     hipaa,
     merge,
 )
-from medbert.text.words import listed
 
 
 def texts(text, spans):

@@ -19,7 +19,7 @@ import torch
 from test_fit import OPTIMIZER, TRAINER, one_thread, pretraining, run, same, store  # noqa: F401
 
 import medbert
-from medbert.commands import building
+from medbert.commands.encoders import building
 from medbert.model.hazards import TimeToEvent
 from medbert.model.modern import ModernEncoder
 from medbert.model.objectives import combined

@@ -12,9 +12,9 @@ import numpy as np
 
 from medbert.text.bench.reading import by_line, held_out, kept, language_of, notes
 from medbert.text.bench.tasks import Array, Items, Measure, ratio
+from medbert.text.detectors.tagger import Tagger
+from medbert.text.detectors.thresholds import F1
 from medbert.text.notes import Note
-from medbert.text.tagger import Tagger
-from medbert.text.thresholds import F1
 
 
 class Entities:

@@ -11,7 +11,7 @@ from medbert.schema import HELD_OUT
 from medbert.text.bench.masked import CHARACTERS, NATS, PIECES, ROUNDS, MaskedModel
 from medbert.text.bench.reading import UNKNOWN, kept, language_of, notes
 from medbert.text.bench.tasks import Array, Items, Measure, ratio
-from medbert.text.corpora import Corpus
+from medbert.text.corpus.documents import Corpus
 from medbert.text.notes import Note
 
 

@@ -16,7 +16,7 @@ import torch
 
 from medbert.schema import InputError
 from medbert.text.bench.tasks import Array
-from medbert.text.tagger import longest as longest_of
+from medbert.text.detectors.tagger import longest as longest_of
 from medbert.text.tokens import tokens
 
 ROUNDS = 7  # one word in seven is hidden: about the 15% of training

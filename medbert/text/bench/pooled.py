@@ -16,7 +16,7 @@ from torch import Tensor
 
 from medbert.text.bench.masked import loaded, place
 from medbert.text.bench.tasks import Array
-from medbert.text.tagger import longest as longest_of
+from medbert.text.detectors.tagger import longest as longest_of
 
 Sequence_ = tuple[str, str | None]
 Example = Sequence[Sequence_]

@@ -1,0 +1,1 @@
+"""What the verbs of notes and corpora share, and their parts."""

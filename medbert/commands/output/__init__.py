@@ -1,0 +1,1 @@
+"""What every verb gives: one folder, whole or not at all, and a word of how far it is."""

@@ -1,0 +1,1 @@
+"""What the audits try on a model, and what its files say."""

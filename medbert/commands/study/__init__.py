@@ -1,0 +1,1 @@
+"""What ``benchmark``, ``evaluate`` and ``finetune`` make a study and its report of."""

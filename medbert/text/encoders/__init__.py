@@ -1,0 +1,1 @@
+"""Text BERTs: their pretraining, their tokenizers, vectors of notes."""

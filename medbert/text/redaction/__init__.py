@@ -1,0 +1,1 @@
+"""Removing what was found: operators, surrogates, dates that move."""

@@ -1,0 +1,1 @@
+"""What was found beside what should have been."""

@@ -1,0 +1,1 @@
+"""Notes of people who do not exist, to try and to train on."""
