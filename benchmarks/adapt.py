@@ -24,6 +24,7 @@ import argparse
 import csv
 import gzip
 import json
+import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -207,6 +208,7 @@ def main() -> None:
     parser.add_argument("--tell", action="store_true", help="only the table")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     chosen.models.mkdir(parents=True, exist_ok=True)
     if not chosen.tell:
         begun(chosen.data, chosen.models, steps=chosen.base)
