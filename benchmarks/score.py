@@ -155,7 +155,7 @@ def _bert(folder: Path, data: Any, job: str, budget: int) -> Callable[[], Any]:
     from transformers import BertConfig, BertModel
 
     from medbert.model.checkpoint import load_module
-    from medbert.model.convert import to_hugging_face
+    from medbert.model.formats.hugging_face import to_hugging_face
 
     encoder: Any = load_module(folder / "encoder", "encoder")
     config = BertConfig(

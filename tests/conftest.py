@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from medbert.data.prepare import Settings, write_store
+from medbert.data.preparing.prepare import Settings, write_store
 from medbert.data.sources.reading import InMemory
 from medbert.data.store import Store
 from medbert.data.visits import VisitRule

@@ -16,7 +16,15 @@ from medbert.commands.privacy.attack import FOUND_BITS, FPR, Attack
 from medbert.commands.privacy.canaries import real
 from medbert.commands.privacy.disclosures import disclosures
 from medbert.data.store import Store
-from medbert.evaluate.privacy import CANNOT_TELL, CHANCE_BITS, FAIL, PASS, Judged, mean_of, worst
+from medbert.evaluate.leaks.privacy import (
+    CANNOT_TELL,
+    CHANCE_BITS,
+    FAIL,
+    PASS,
+    Judged,
+    mean_of,
+    worst,
+)
 from medbert.model import checkpoint
 from medbert.schema import NO_TOKEN, SPECIAL_TOKENS, TRAIN, InputError
 

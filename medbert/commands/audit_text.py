@@ -16,8 +16,8 @@ from medbert.commands.notes.parts import withheld
 from medbert.commands.output.artefacts import artefact, write_json
 from medbert.commands.privacy.attack import FOUND_BITS, FPR
 from medbert.commands.privacy.canaries_text import drawn, planted
-from medbert.evaluate import privacy
-from medbert.evaluate.privacy import CANNOT_TELL, CHANCE_BITS, Judged, mean_of, worst
+from medbert.evaluate.leaks import privacy
+from medbert.evaluate.leaks.privacy import CANNOT_TELL, CHANCE_BITS, Judged, mean_of, worst
 from medbert.schema import TRAIN, InputError
 from medbert.text.bench.masked import NATS, PIECES, MaskedModel
 from medbert.text.corpus.documents import Corpus

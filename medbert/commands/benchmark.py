@@ -28,14 +28,14 @@ from medbert.commands.study.reporting import write_report
 from medbert.commands.study.studies import Judge
 from medbert.commands.study.trainings import Answer, Trainings
 from medbert.commands.study.trials import EXTERNAL, Asked
-from medbert.data.cohorts import Cohort
 from medbert.data.store import Store
-from medbert.evaluate import report
+from medbert.data.tasks.cohorts import Cohort
 from medbert.evaluate.baselines import LightGBMBaseline, LogisticBaseline
-from medbert.evaluate.findings import Finding, refuse, rich_table
 from medbert.evaluate.intervals import ORACLE_NAME
-from medbert.evaluate.markdown import write_study_markdown
-from medbert.evaluate.study import Study
+from medbert.evaluate.leaks.findings import Finding, refuse, rich_table
+from medbert.evaluate.reports import report
+from medbert.evaluate.reports.markdown import write_study_markdown
+from medbert.evaluate.reports.study import Study
 from medbert.schema import HELD_OUT, TRAIN, TUNING
 
 log = logging.getLogger(__name__)

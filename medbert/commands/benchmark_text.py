@@ -15,9 +15,9 @@ import numpy as np
 from medbert.commands.notes.parts import withheld
 from medbert.commands.output.artefacts import artefact, write_json
 from medbert.commands.output.progress import follow
-from medbert.evaluate import page
-from medbert.evaluate.contest import Counted, Found, contest, sections, to_dict, words
-from medbert.evaluate.markdown import write_markdown
+from medbert.evaluate.reports import page
+from medbert.evaluate.reports.contest import Counted, Found, contest, sections, to_dict, words
+from medbert.evaluate.reports.markdown import write_markdown
 from medbert.schema import InputError
 from medbert.text.bench.losses import MaskedLoss
 from medbert.text.bench.tasks import Task

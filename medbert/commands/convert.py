@@ -20,9 +20,9 @@ from medbert.data.codes import canonical
 from medbert.data.sources import medbert_pickles, reading
 from medbert.data.vocabulary import Rule, Vocabulary
 from medbert.model import checkpoint
-from medbert.model.convert import TABLE, encoder_of, read_bert, save_hugging_face
 from medbert.model.encoder import BertEncoder
-from medbert.model.export import INPUTS, export
+from medbert.model.formats.hugging_face import TABLE, encoder_of, read_bert, save_hugging_face
+from medbert.model.formats.onnx import INPUTS, export
 from medbert.schema import BIRTH, DEATH, SPECIAL_TOKENS, InputError
 
 log = logging.getLogger(__name__)

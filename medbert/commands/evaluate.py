@@ -21,9 +21,9 @@ from medbert.commands.study.reporting import PRETRAINED, UNTRAINED, write_report
 from medbert.commands.study.table_one import table_one
 from medbert.data.counts import Counts, count_codes
 from medbert.data.store import Store
-from medbert.evaluate import report
 from medbert.evaluate.baselines import LightGBMBaseline, LogisticBaseline
-from medbert.evaluate.study import Study, analyse
+from medbert.evaluate.reports import report
+from medbert.evaluate.reports.study import Study, analyse
 from medbert.model import checkpoint
 from medbert.schema import (
     BOOLEAN_VALUE,

@@ -19,10 +19,10 @@ from medbert.commands.encoders.questions import of_outcome, told
 from medbert.commands.output.artefacts import artefact, write_json
 from medbert.commands.study.judging import write_predictions
 from medbert.commands.study.reporting import PRETRAINED, UNTRAINED, write_report
-from medbert.data.cohorts import Cohort
 from medbert.data.store import Store
-from medbert.evaluate import report
-from medbert.evaluate.study import Study
+from medbert.data.tasks.cohorts import Cohort
+from medbert.evaluate.reports import report
+from medbert.evaluate.reports.study import Study
 from medbert.model import checkpoint
 from medbert.schema import (
     BOOLEAN_VALUE,

@@ -10,7 +10,7 @@ from medbert.commands.output.artefacts import artefact, write_json
 from medbert.commands.output.progress import show
 from medbert.data.card import describe
 from medbert.data.store import Store
-from medbert.evaluate.card import Card
+from medbert.evaluate.reports.card import Card
 
 log = logging.getLogger(__name__)
 

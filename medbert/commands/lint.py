@@ -23,12 +23,12 @@ from medbert.commands.finetune import Task
 from medbert.commands.output.artefacts import artefact, write_json
 from medbert.data.batches import Sequences
 from medbert.data.codes import is_diagnosis, matches
-from medbert.data.cohorts import NEVER
 from medbert.data.counts import ROLLED_UP, Counts, count_codes
-from medbert.data.outcomes import CodeInVisit, NewPhenotypes
 from medbert.data.store import History, Store
-from medbert.evaluate import leakage
-from medbert.evaluate.findings import Finding, not_checked, of_rows, refuse, rich_table
+from medbert.data.tasks.cohorts import NEVER
+from medbert.data.tasks.outcomes import CodeInVisit, NewPhenotypes
+from medbert.evaluate.leaks import leakage
+from medbert.evaluate.leaks.findings import Finding, not_checked, of_rows, refuse, rich_table
 from medbert.schema import (
     DATES,
     DAY_US,

@@ -20,7 +20,7 @@ from medbert.commands.encoders.building import pretraining, pretraining_advice, 
 from medbert.commands.output.artefacts import artefact, write_json
 from medbert.data.batches import Sequences, loader
 from medbert.data.store import Store
-from medbert.model.attention import places
+from medbert.model.layers.attention import places
 from medbert.schema import TRAIN, TUNING, Batch, InputError
 from medbert.train.diagnostics import duration, peak_memory
 from medbert.train.module import TrainingModule

@@ -10,9 +10,9 @@ from typing import Any
 
 from medbert.commands.output.artefacts import artefact
 from medbert.commands.output.progress import follow
-from medbert.data import prepare as preparing
 from medbert.data import splits as subject_splits
-from medbert.data.shift import shifted
+from medbert.data.preparing import prepare as preparing
+from medbert.data.preparing.shift import shifted
 from medbert.data.visits import VisitRule
 from medbert.data.vocabulary import Rule, Vocabulary
 from medbert.schema import Source

@@ -26,10 +26,10 @@ from medbert.commands.output.artefacts import artefact, first_process, read_json
 from medbert.data.batches import Sequences, loader
 from medbert.data.entropy import chance, fit_pairs
 from medbert.data.store import Store
-from medbert.evaluate.learning import draw
+from medbert.evaluate.figures.learning import draw
 from medbert.model import checkpoint
-from medbert.model.attention import places
 from medbert.model.hazards import TimeToEvent
+from medbert.model.layers.attention import places
 from medbert.model.regression import begin
 from medbert.schema import ORDER, TRAIN, TUNING, InputError
 from medbert.train.diagnostics import EpochLine

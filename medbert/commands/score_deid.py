@@ -13,7 +13,7 @@ from rich.table import Table
 
 from medbert.commands.notes.parts import withheld
 from medbert.commands.output.artefacts import artefact, write_json
-from medbert.evaluate import page
+from medbert.evaluate.reports import page
 from medbert.schema import InputError, Span
 from medbert.text.notes import Note, check, read, spans_found
 from medbert.text.scoring.browser import Browser

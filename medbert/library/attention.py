@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from medbert.model.attention import SelfAttention, rotated
+from medbert.model.layers.attention import SelfAttention, rotated
 from medbert.schema import CODE, TIME, Batch
 
 _STEPS = 65_535  # weights travel as whole numbers of 16 bits

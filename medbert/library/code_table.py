@@ -15,8 +15,8 @@ from sklearn.utils.validation import check_is_fitted
 from medbert.commands.convert import MIN_COUNT
 from medbert.data.titles import look_up
 from medbert.data.vocabulary import Vocabulary
-from medbert.evaluate.attribution import chapter, code_map
 from medbert.evaluate.figures import shown
+from medbert.evaluate.figures.attribution import chapter, code_map
 from medbert.library.encoder import Encoder
 from medbert.library.estimators import MedBertClassifier
 from medbert.schema import CODE, SPECIAL_TOKENS, InputError

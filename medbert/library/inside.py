@@ -19,8 +19,8 @@ from medbert.commands.encoders.questions import answered, foretelling, of_words
 from medbert.data.batches import Sequences
 from medbert.data.codes import is_diagnosis
 from medbert.data.store import History
-from medbert.evaluate.attribution import Lane, bars, timeline
 from medbert.evaluate.figures import shown
+from medbert.evaluate.figures.attribution import Lane, bars, timeline
 from medbert.library.attention import Attention, attended, when
 from medbert.library.code_table import TITLE, Model, encoder_of, titles
 from medbert.library.estimators import MedBertClassifier

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medbert.model.attention import Packing, SelfAttention, pack
-from medbert.model.dropout import Dropout
+from medbert.model.layers.attention import Packing, SelfAttention, pack
+from medbert.model.layers.dropout import Dropout
 from medbert.schema import DAYS_PER_YEAR, Batch
 
 NORM_EPSILON = 1e-12

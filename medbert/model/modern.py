@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medbert.model.attention import Packing, SelfAttention, pack
-from medbert.model.dropout import Dropout
 from medbert.model.encoder import INITIAL_DEVIATION
 from medbert.model.hazards import Hazards
+from medbert.model.layers.attention import Packing, SelfAttention, pack
+from medbert.model.layers.dropout import Dropout
 from medbert.schema import DAYS_PER_YEAR, MALE, UNKNOWN_SEX, Batch
 
 TIMES = ("age", "order", "both", "none")

@@ -20,9 +20,9 @@ from medbert.commands.study import trials
 from medbert.commands.study.arms import BaselineArm, EncoderArm
 from medbert.commands.study.beside import FrozenAnswer, QueryArm
 from medbert.commands.study.trainings import Answer, best_of_families, standard_error
-from medbert.data.cohorts import BeforeVisits, Landmarks
-from medbert.data.outcomes import CodeAtNextVisit, CodeWithin, LongStay
 from medbert.data.tasks import Task
+from medbert.data.tasks.cohorts import BeforeVisits, Landmarks
+from medbert.data.tasks.outcomes import CodeAtNextVisit, CodeWithin, LongStay
 from medbert.evaluate.metrics import auroc
 from medbert.model.checkpoint import load_module
 from medbert.model.heads import FrozenLogistic

@@ -16,7 +16,7 @@ from medbert import Encoder, InputError
 from medbert.data.vocabulary import Vocabulary
 from medbert.model.checkpoint import load_module, read_config, save_module
 from medbert.model.encoder import BertEncoder
-from medbert.model.tensorflow import read_tensors
+from medbert.model.formats.tensorflow import read_tensors
 from medbert.schema import MASK, PAD, SPECIAL_TOKENS, UNK, Batch
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"

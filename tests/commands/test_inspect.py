@@ -12,7 +12,7 @@ from rich.console import Console
 
 import medbert
 from medbert.data.card import describe
-from medbert.evaluate.card import Card
+from medbert.evaluate.reports.card import Card
 
 
 @pytest.fixture(scope="module")

@@ -19,12 +19,12 @@ from medbert import InputError, Store
 from medbert.commands.encoders.classifier import Rows, by_split
 from medbert.commands.encoders.trained_on import TRAINED_ON, training_set
 from medbert.commands.lint import leaks, washed_out
-from medbert.data.cohorts import BeforeVisits
 from medbert.data.counts import count_codes
-from medbert.data.outcomes import CodeInVisit, CodeWithin, LongStay, NewPhenotypes
 from medbert.data.splits import places
 from medbert.data.tasks import Task
-from medbert.evaluate.findings import NOT_CHECKED
+from medbert.data.tasks.cohorts import BeforeVisits
+from medbert.data.tasks.outcomes import CodeInVisit, CodeWithin, LongStay, NewPhenotypes
+from medbert.evaluate.leaks.findings import NOT_CHECKED
 from medbert.schema import DAY_US, DEATH, HELD_OUT, SPLITS, TRAIN, TUNING
 
 TASK = Task(title="long stay", index=BeforeVisits(kinds=["inpatient"]), outcome=LongStay(days=7))

@@ -133,7 +133,7 @@ def test_nobody_who_was_discharged_dead_is_a_candidate_for_readmission(mimic):
 
 AFTER_A_DAY = (
     "task=prolonged_los",
-    "task.index._target_=medbert.data.cohorts.VisitStarts",
+    "task.index._target_=medbert.data.tasks.cohorts.VisitStarts",
     "+task.index.hours_after_start=24",
 )
 

@@ -25,11 +25,11 @@ PACKAGE = Path(__file__).resolve().parents[2] / "medbert"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # the store itself, and what makes its files
-OPENS_SHARDS = {"data/store.py", "data/finish.py", "data/gather.py"}
+OPENS_SHARDS = {"data/store.py", "data/preparing/finish.py", "data/preparing/gather.py"}
 # whole records: of labels and index dates, of cards, of the last time at all, and beside what is
 # given to models, to see that it holds no more
 READS_THE_FUTURE = {
-    "data/cohorts.py": {"__init__"},  # Timeline
+    "data/tasks/cohorts.py": {"__init__"},  # Timeline
     "data/card/totals.py": None,
     "commands/encoders/cohort_rows.py": {"_whole_records"},
     "commands/lint.py": {"_look"},

@@ -26,7 +26,7 @@ from sklearn.utils.validation import validate_data
 
 import medbert
 from medbert.commands import compose
-from medbert.data.prepare import write_store
+from medbert.data.preparing.prepare import write_store
 from medbert.data.store import Store
 from medbert.library import estimators
 from medbert.library.estimators import MedBertClassifier, MedBertEmbedder

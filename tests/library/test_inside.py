@@ -21,14 +21,14 @@ from matplotlib.text import Text
 
 from medbert import Encoder, InputError, Inside, MedBertClassifier, nearest_codes, plot_codes
 from medbert.data.batches import Sequences
-from medbert.data.prepare import write_store
+from medbert.data.preparing.prepare import write_store
 from medbert.data.store import Store
 from medbert.data.vocabulary import Rule, Vocabulary
 from medbert.library.attention import plain_attention
 from medbert.library.code_table import titles
-from medbert.model.attention import SelfAttention
 from medbert.model.checkpoint import save_module
 from medbert.model.encoder import BertEncoder
+from medbert.model.layers.attention import SelfAttention
 from medbert.model.modern import ModernEncoder
 from medbert.schema import Records
 

@@ -18,7 +18,7 @@ from medbert.data.batches import Sequences
 from medbert.library.frames import store_rows
 from medbert.model.checkpoint import save_module
 from medbert.model.encoder import BertEncoder
-from medbert.model.export import INPUTS, padded
+from medbert.model.formats.onnx import INPUTS, padded
 from medbert.model.modern import ModernEncoder
 
 QUERY = {"query": ["ICD9CM/401", "ICD10CM/I10"], "horizon": "365d", "gap": 30}

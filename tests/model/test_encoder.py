@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from medbert.model.attention import LengthGroups
-from medbert.model.convert import from_hugging_face, to_hugging_face
 from medbert.model.encoder import BertEncoder, age_row
+from medbert.model.formats.hugging_face import from_hugging_face, to_hugging_face
+from medbert.model.layers.attention import LengthGroups
 from medbert.schema import Batch, InputError
 
 VOCABULARY, POSITIONS, VISITS = 50, 40, 6

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from medbert.data.batches import Sequences, loader
-from medbert.data.cohorts import Cohort
 from medbert.data.store import Store
+from medbert.data.tasks.cohorts import Cohort
 from medbert.model.heads import FrozenLogistic
 from medbert.schema import SPLITS, TRAIN, TUNING, InputError
 from medbert.train.score import place, score

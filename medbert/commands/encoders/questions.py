@@ -12,8 +12,8 @@ import torch
 
 from medbert.data.batches import Sequences, loader
 from medbert.data.codes import matches
-from medbert.data.outcomes import CodeAtNextVisit, CodeWithin
 from medbert.data.store import Store
+from medbert.data.tasks.outcomes import CodeAtNextVisit, CodeWithin
 from medbert.model.hazards import foretell
 from medbert.schema import ORDER, SPECIAL_TOKENS, InputError
 from medbert.train.score import place, score

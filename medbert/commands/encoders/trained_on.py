@@ -13,7 +13,7 @@ from medbert.commands.output.artefacts import read_json
 from medbert.data.splits import mixed, places
 from medbert.data.store import Store
 from medbert.data.vocabulary import Vocabulary
-from medbert.evaluate.findings import Finding, not_checked, of_rows
+from medbert.evaluate.leaks.findings import Finding, not_checked, of_rows
 from medbert.model import checkpoint
 from medbert.schema import HELD_OUT, NO_TOKEN, SPLITS, STATIC, TRAIN, TUNING, InputError
 

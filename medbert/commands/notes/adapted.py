@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from medbert.commands.output.artefacts import write_json
-from medbert.evaluate.learning import draw
+from medbert.evaluate.figures.learning import draw
 from medbert.schema import HELD_OUT
 from medbert.text.encoders.masked_lm import Losses
 

@@ -15,8 +15,8 @@ from medbert.commands.output.progress import follow
 from medbert.commands.privacy.canaries import draw, planted, real, tokens_of
 from medbert.data.batches import Sequences
 from medbert.data.store import Store
-from medbert.evaluate import privacy
 from medbert.evaluate.intervals import Interval
+from medbert.evaluate.leaks import privacy
 from medbert.schema import DAYS_PER_YEAR, HELD_OUT, TRAIN, TUNING, Batch, InputError
 from medbert.train.score import on, place
 

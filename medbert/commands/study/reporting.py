@@ -8,8 +8,8 @@ from typing import Any
 
 from medbert.commands.output.artefacts import read_json
 from medbert.data.store import Store
-from medbert.evaluate.report import write_study_html
-from medbert.evaluate.study import Study
+from medbert.evaluate.reports.report import write_study_html
+from medbert.evaluate.reports.study import Study
 
 PRETRAINED, UNTRAINED = "Med-BERT, pretrained", "Med-BERT, untrained"
 

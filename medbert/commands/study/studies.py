@@ -21,12 +21,12 @@ from medbert.commands.study.reporting import PRETRAINED, UNTRAINED
 from medbert.commands.study.table_one import table_one
 from medbert.commands.study.trainings import Answer, best_of_families
 from medbert.commands.study.trials import EXTERNAL, LEAST_TUNING, Asked
-from medbert.evaluate import report
 from medbert.evaluate.comparisons import SeedSpread, over_seeds
 from medbert.evaluate.efficiency import efficiency, score
-from medbert.evaluate.findings import Finding
 from medbert.evaluate.intervals import Results
-from medbert.evaluate.study import Point, Study, Sweep, analyse
+from medbert.evaluate.leaks.findings import Finding
+from medbert.evaluate.reports import report
+from medbert.evaluate.reports.study import Point, Study, Sweep, analyse
 from medbert.schema import HELD_OUT, TRAIN, TUNING
 
 Answers = Mapping[str, Mapping[str, Answer]]  # by the name of the trial, and of the arm

@@ -11,8 +11,8 @@ import numpy as np
 from medbert.commands.encoders.classifier import Rows, by_split
 from medbert.commands.finetune import Task
 from medbert.commands.study.arms import Frame, Trial
-from medbert.data.cohorts import Cohort
 from medbert.data.store import Store
+from medbert.data.tasks.cohorts import Cohort
 from medbert.evaluate.subsets import nested
 from medbert.schema import DATES, DAY_US, HELD_OUT, SPLITS, TRAIN, TUNING, InputError
 

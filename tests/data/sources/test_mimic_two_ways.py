@@ -8,7 +8,7 @@ from conftest import EVERY_CODE, SETTINGS, SHARED
 from drained import known
 from drained import stays as stays_of
 
-from medbert.data.prepare import write_store
+from medbert.data.preparing.prepare import write_store
 from medbert.data.sources.meds import Meds
 from medbert.data.sources.omop import Omop
 from medbert.data.store import Store

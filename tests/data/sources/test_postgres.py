@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from conftest import EVERY_CODE, SETTINGS, SHARED
 
-from medbert.data.prepare import write_store
+from medbert.data.preparing.prepare import write_store
 from medbert.data.sources.omop import Omop
 from medbert.data.sources.postgres import OmopPostgres, Query
 from medbert.schema import Findings, InputError

@@ -1,0 +1,1 @@
+"""Records to a token store: map, agree on the codes, reduce, fit."""

@@ -1,0 +1,1 @@
+"""What the numbers say, as sections, tables and pages."""

@@ -1,0 +1,325 @@
+"""The report of a study as a list of sections, for any page to render.
+
+Made to be passed on: counts under ``min_count`` are hidden, and no single row is shown but as part
+of a curve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from medbert.evaluate import figures
+from medbert.evaluate.efficiency import Efficiency
+from medbert.evaluate.figures import pictures
+from medbert.evaluate.intervals import ORACLE, ORACLE_NAME, REFERENCE, Interval, Results
+from medbert.evaluate.reports import checklist, particulars
+from medbert.evaluate.reports.page import Picture, Section, Table
+from medbert.evaluate.reports.study import Study, Sweep
+from medbert.evaluate.reports.verdict import (
+    adjusted_p,
+    cells,
+    count,
+    crossings_said,
+    gained,
+    interval,
+    is_other_head,
+    joined,
+    labels_said,
+    method,
+    setting,
+    size,
+    spoken,
+    study_verdict,
+    sweep_said,
+)
+
+
+def sections(study: Study, *, min_count: int) -> list[Section]:
+    """All that have something to show, in order."""
+    results = study.results
+    curves = min(results.positives, results.rows - results.positives) >= min_count
+    if not curves:  # a curve through few rows is a list of them, and thresholds tell prevalence
+        study = replace(study, decision=None, benefits=())
+    leaks, clean = particulars.finding_rows(study, min_count)
+    one = study.table_one
+    lines = dict.fromkeys(name for column in one.values() for name in column)
+    one_rows = [[name, *(column.get(name, "–") for column in one.values())] for name in lines]
+    everything = [
+        Section("Verdict", kind="verdict", said=study_verdict(study)),
+        _results(study, min_count),
+        _curves(study, curves, min_count),
+        *([_benefit(study)] if study.benefits else []),
+        *([_subgroups(study)] if study.subgroups else []),
+        *([_labels(study, study.efficiency)] if study.efficiency else []),
+        *(_sweep(study, sweep, min_count) for sweep in study.sweeps),
+        *([_elsewhere(study, min_count)] if study.elsewhere else []),
+        _seeds(study),
+        Section("What this does not show", kind="limits", points=particulars.limits(study)),
+        _table(
+            "Who was counted",
+            ["Step", "Subjects", "Left out", "Rows"],
+            particulars.flow_rows(study.flow, min_count),
+        ),
+        _table("Table 1", ["", *one], one_rows),
+        _table(
+            "What the linter found",
+            ["Finding", "Severity", "Count", "What it means", "What to do"],
+            leaks,
+            kind="words",
+            said=clean,
+        ),
+        _table(
+            "Time taken", ["What", "Seconds"], [[k, f"{v:,.1f}"] for k, v in study.timing.items()]
+        ),
+        _table("Settings", ["Setting", "Value"], particulars.flat(study.settings), kind="words"),
+        _table(
+            "Checklist: TRIPOD+AI",
+            checklist.HEAD,
+            checklist.checklist(study),
+            kind="words",
+            said=["Items of Collins 2024 (BMJ 385:e078378), in short words of our own."],
+        ),
+    ]
+    return [section for section in everything if section]
+
+
+def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], **more: Any) -> Section:
+    return Section(title, tables=[Table(head, rows)] if rows else [], **more)
+
+
+def shown(results: Results) -> list[str]:
+    """The models that are drawn: no other heads, and no more than there are colours."""
+    names = [name for name in results.probabilities if name != ORACLE_NAME]
+    rivals = [name for name in names if not is_other_head(results, name)]
+    drawn = rivals[: len(figures.COLOURS)]
+    if results.reference not in drawn:
+        drawn = [results.reference, *drawn[:-1]]
+    return drawn
+
+
+def _left(study: Study, among: Sequence[str]) -> str:
+    """The end of a caption: who is not drawn."""
+    left = [name for name in among if name not in (*shown(study.results), ORACLE_NAME)]
+    return f" Not drawn: {joined(left)}." if left else ""
+
+
+# --- results ------------------------------------------------------------------------------------
+
+
+def _results(study: Study, min_count: int) -> Section:
+    results, adjusted = study.results, adjusted_p(study.results, study.comparisons)
+    ranks = [cells(results, model, adjusted) for model in results.models]
+    risks = [
+        {
+            "Model": model.name,
+            "Brier": interval(model.brier),
+            "Slope\n(ideal 1)": interval(model.calibration_slope, digits=2),
+            "Intercept\n(ideal 0)": interval(model.calibration_intercept, digits=2),
+            "Observed /\nexpected": interval(model.observed_expected, digits=2),
+            "ICI\n(ideal 0)": interval(model.ici),
+        }
+        for model in results.models
+    ]
+    roles = [model.role for model in results.models]
+    tables = [
+        Table([*lines[0]], [[*line.values()] for line in lines], caption, roles)
+        for lines, caption in ((ranks, "Telling apart"), (risks, "Calibration"))
+    ]
+    said, small = [size(results, min_count) + "."], [method(results, len(adjusted))]
+    return Section("Results", said=said, tables=tables, small=small)
+
+
+def _curves(study: Study, curves: bool, min_count: int) -> Section:
+    results = study.results
+    auroc = {model.name: model.auroc for model in results.models}
+    told = "; ".join(f"{name} {spoken(auroc[name])}" for name in auroc)
+    axes = figures.forest(auroc, coloured=shown(results))
+    grey = " Grey: in no other picture." if _left(study, [*results.probabilities]) else ""
+    drawn = [Picture("auroc", f"AUROC with intervals.{grey}", f"AUROC: {told}.", axes)]
+    if not curves:
+        omitted = f"Curves are left out: one class has fewer than {min_count} rows."
+        return Section("Pictures of the results", pictures=drawn, small=[omitted])
+    models = {name: results.probabilities[name] for name in shown(results)}
+    drawn += [
+        Picture(name, caption, alt, axes)
+        for name, caption, alt, axes in figures.gallery(
+            results.labels,
+            models=models,
+            reference=results.reference,
+            oracle=results.probabilities.get(ORACLE_NAME),
+            min_count=min_count,
+        )
+    ]
+    return Section("Pictures of the results", pictures=drawn)
+
+
+def _benefit(study: Study) -> Section:
+    drawn = []
+    if study.decision is not None:
+        wanted = [name for name in shown(study.results) if name in study.decision.models]
+        curve = replace(study.decision, models={n: study.decision.models[n] for n in wanted})
+        caption = "Net benefit of acting on a predicted risk at or above the threshold."
+        caption += _left(study, [*study.decision.models])
+        alt = f"Decision curves of {', '.join(wanted)}, treat all and treat none."
+        drawn.append(Picture("net_benefit", caption, alt, pictures.decision_curves(curve)))
+    found = {(each.model, each.threshold): each for each in study.benefits}
+    thresholds, reference = sorted({threshold for _, threshold in found}), study.results.reference
+    mine = [found[reference, threshold] for threshold in thresholds]
+    rival = {each.model for each in study.benefits if each.over_reference is None}
+    rows: dict[str, list[Interval | None]] = {
+        name: [found[name, threshold].benefit for threshold in thresholds]
+        for name in shown(study.results)
+    }
+    rows[f"{reference}\nminus treat all"] = [each.over_all for each in mine]
+    if len(rival) == 1 and reference not in rival:
+        rows[f"{reference}\nminus {rival.pop()}"] = [each.over_reference for each in mine]
+    said = [[name, *(interval(i, digits=1, scale=1000) for i in row)] for name, row in rows.items()]
+    head = ["At a threshold of", *(f"{threshold:.1%}" for threshold in thresholds)]
+    small = "Per 1,000 rows: true positives, less false ones at the odds of the threshold."
+    return _table("Net benefit", head, said, pictures=drawn, small=[f"{small} Treat none: 0."])
+
+
+def _subgroups(study: Study) -> Section:
+    here = next(model for model in study.results.models if model.role == REFERENCE)
+    rows = [
+        [
+            f"{cell.variable}: {cell.category}",
+            *("few" if n is None else f"{n:,}" for n in (cell.rows, cell.subjects, cell.positives)),
+            *(
+                "" if cell.hidden else interval(found, digits=d)
+                for found, d in ((cell.auroc, 3), (cell.observed_expected, 2))
+            ),
+        ]
+        for cell in study.subgroups
+    ]
+    head = ["Subgroup", "Rows", "Subjects", "Positives", "AUROC", "Observed /\nexpected"]
+    caption = f"AUROC of {here.name} by subgroup. Grey: all rows."
+    drawn = []
+    if not all(cell.hidden for cell in study.subgroups):
+        axes = pictures.subgroup_forest(study.subgroups, whole=here.auroc)
+        alt = f"{caption} The numbers are in the table."
+        drawn = [Picture("subgroups", caption, alt, axes)]
+    small = "Each interval is of one subgroup: that two overlap is no test of their difference."
+    return Section("Subgroups", tables=[Table(head, rows)], pictures=drawn, small=[small])
+
+
+# --- labels, sweeps, other places ---------------------------------------------------------------
+
+
+def _labels(study: Study, found: Efficiency) -> Section:
+    first = [name for name in shown(study.results) if name in found.curves]
+    drawn = first or list(found.curves)[: len(figures.COLOURS)]
+    sizes = sorted({int(size) for curve in found.curves.values() for size in curve.sizes})
+    rows = []
+    for name, curve in found.curves.items():
+        at = {int(size): place for place, size in enumerate(curve.sizes)}
+        means = [
+            Interval(*(float(of[at[size]]) for of in (curve.mean, curve.low, curve.high)))
+            if size in at
+            else None
+            for size in sizes
+        ]
+        rows.append([name, *map(interval, means)])
+    named = [f"{size:,}" for size in sizes]
+    ahead = [
+        [
+            f"minus {lead.over}",
+            *(gained(lead.by_size.get(size)) for size in sizes),
+            gained(lead.whole),
+        ]
+        for lead in study.leads
+    ]
+    limit = next((m.auroc.value for m in study.results.models if m.role == ORACLE), None)
+    axes = pictures.label_efficiency(
+        replace(found, curves={name: found.curves[name] for name in drawn}), limit=limit
+    )
+    caption = "AUROC by labelled subjects: mean over draws, its interval, each draw a dot."
+    caption += _left(study, [*found.curves])
+    alt = f"Label-efficiency curves of {', '.join(drawn)}; the means are in the table."
+    draws = max(len(each) for curve in found.curves.values() for each in curve.points)
+    return Section(
+        "Label efficiency",
+        said=[*labels_said(study.multiples), *crossings_said(study.crossings)],
+        tables=[
+            Table(["Model", *named], rows),
+            Table([study.results.reference, *named, "All sizes"], ahead, "AUROC points, paired"),
+        ][: 1 + bool(ahead)],
+        pictures=[Picture("label_efficiency", caption, alt, axes)],
+        small=[
+            f"AUROC, mean over draws (up to {draws}) of nested subsets of the training subjects, "
+            f"with {100 * found.level:.0f}% intervals over draws and held-out subjects."
+        ],
+    )
+
+
+def _sweep(study: Study, sweep: Sweep, min_count: int) -> Section:
+    drawn = shown(study.results)
+    caption = f"AUROC by {sweep.name}, with intervals." + _left(
+        study, [model.name for model in sweep.points[0].results.models]
+    )
+    alt = f"AUROC of {', '.join(drawn)} by {sweep.name}; the numbers are in the table."
+    name, axes = sweep.name.replace(" ", "_"), pictures.sweep(sweep, shown=drawn)
+    return Section(
+        f"Sweep: {sweep.name}",
+        said=sweep_said(sweep),
+        tables=[
+            _beside({setting(sweep, p.value): p.results for p in sweep.points}, "auroc", min_count)
+        ],
+        pictures=[Picture(name, caption, alt, axes)],
+        small=["AUROC. For each setting, every model was trained anew on the rows that it leaves."],
+    )
+
+
+def _elsewhere(study: Study, min_count: int) -> Section:
+    places = {"here, held out": study.results, **study.elsewhere}
+    return Section(
+        "Other times and places",
+        tables=[
+            _beside(places, "auroc", min_count, caption="AUROC"),
+            _beside(places, "observed_expected", min_count, caption="Observed / expected"),
+        ],
+    )
+
+
+def _beside(
+    places: Mapping[str, Results], metric: str, min_count: int, *, caption: str = ""
+) -> Table:
+    """One column of results per place, with its counts, rounded where they differ by few."""
+    numbers = np.array([[r.rows, r.positives, r.rows - r.positives] for r in places.values()])
+    apart = np.abs(numbers[:, None] - numbers[None])
+    few = bool((((apart > 0) & (apart < min_count)) | (numbers < min_count)[:, None]).any())
+    rows = [
+        [what, *(count(int(n), min_count, rounded=few) for n in numbers[:, place])]
+        for place, what in enumerate(("Rows", "Positive rows"))
+    ]
+    compared = [*places.values()][1:] or places.values()  # the first may have more models
+    names = dict.fromkeys(model.name for r in compared for model in r.models)
+    digits = 3 if metric == "auroc" else 2
+    by_place = [{model.name: model for model in r.models} for r in places.values()]
+    rows += [
+        [name, *(interval(getattr(of.get(name), metric, None), digits=digits) for of in by_place)]
+        for name in names
+    ]
+    return Table(["", *places], rows, caption)
+
+
+def _seeds(study: Study) -> Section:
+    rows = [
+        [
+            name,
+            str(len(spread.values)),
+            f"{spread.sd:.4f}",
+            f"{spread.low:.3f} to {spread.high:.3f}".replace("-", "−"),
+            interval(spread.sampling),
+            interval(spread.total),
+        ]
+        for name, spread in study.seeds.items()
+    ]
+    head = ["AUROC of", "Seeds", "SD over\nseeds", "Least to\nmost", "Mean, other\nsubjects"]
+    head.append("Mean, other\nsubjects and seeds")
+    small = "A difference is by seeds of the reference; its last interval counts those of both."
+    return _table("Seeds, apart from sampling", head, rows, small=[small])
