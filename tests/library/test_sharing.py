@@ -27,6 +27,7 @@ from medbert.model.heads import pool
 from medbert.schema import Batch
 
 FORMAT_1 = Path(__file__).resolve().parents[1] / "fixtures" / "encoder_format_1"
+SHIPPED = Path(__file__).resolve().parents[2] / "data_synthetic" / "encoder"
 
 
 @pytest.fixture
@@ -41,6 +42,11 @@ def folder(tmp_path: Path) -> Path:
     (folder / "metrics.json").write_text(json.dumps(metrics))
     (folder / "checkpoints").mkdir()
     return folder
+
+
+def test_the_encoder_that_is_shipped_opens_and_says_that_its_audit_was_passed():
+    assert Encoder.from_pretrained(SHIPPED).module.hazards is not None
+    assert "| Audit | pass |" in (SHIPPED / "README.md").read_text(encoding="utf-8")
 
 
 def audited(folder: Path, verdict: str, *, weights: str | None = None) -> None:
