@@ -19,9 +19,12 @@ from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 
+from adapt import question_file, questions
+
 import medbert
 
 SEEDS, FEW = 10, 5
+TRAINING = {"epochs": 8, "learning_rate": 3e-3}  # the best of three for the base, on dev notes
 ARMS = (
     "base",
     "control_mlm",
@@ -31,13 +34,13 @@ ARMS = (
     "adapted_span",
     "adapted_schedule",
     "irrelevant",
-    "replay",
+    "without_replay",
 )
 PAIRS = (
     *(("adapted_" + way, "control_" + way) for way in ("span", "schedule")),
     *(("adapted_" + way, "base") for way in ("mlm", "span", "schedule")),
-    ("replay", "base"),
-    ("replay", "adapted_mlm"),
+    ("adapted_mlm", "without_replay"),
+    ("adapted_mlm", "irrelevant"),
 )
 
 
@@ -77,11 +80,25 @@ def sentences_of_treebanks(folder: Path, out: Path) -> Path:
     return out
 
 
-def twins(questions: Path, out: Path) -> Path:
+def unread(data: Path, out: Path) -> tuple[Path, Path]:
+    """The exam questions that no model has read: their texts, those that are alike as of one
+    patient; and they themselves."""
+    asked, rows = questions(data), json.loads(question_file(data).read_text(encoding="utf-8"))
+    judged = asked.judged_N.nonzero()[0].tolist()
+    with (out / "questions.csv").open("w", encoding="utf-8", newline="") as table:
+        writer = csv.writer(table)
+        writer.writerow(["note_id", "patient_id", "language", "text"])
+        for i in judged:
+            writer.writerow([i, asked.cluster_N[i], asked.languages[i], asked.texts[i]])
+    (out / "questions.json").write_text(json.dumps([rows[i] for i in judged]), encoding="utf-8")
+    return out / "questions.csv", out / "questions.json"
+
+
+def twins(exam: Path, out: Path) -> Path:
     """A bokmål question with the same one in nynorsk (1), and with another one near it (0)."""
     from medbert.text.bench.choices import Choices
 
-    asked = Choices(str(questions)).questions
+    asked = Choices(str(exam)).questions
     by_language = {name: [q for q in asked if q.language == name] for name in ("nb", "nn")}
     with out.open("w", encoding="utf-8", newline="") as table:
         writer = csv.writer(table)
@@ -113,15 +130,14 @@ def first_tasks(data: Path, out: Path) -> Tasks:
     """What is asked of all models."""
     found: Tasks = {}
     notes, norwegian = data / "deid" / "nor_deid_synth", data / "norwegian"
-    training = {"epochs": 8, "learning_rate": 3e-3}  # the best of three for the base, on dev notes
     if (notes / "train.jsonl").is_file():
         phi = {"path": notes / "train.jsonl", "test": notes / "test.jsonl", "labelled": 100}
-        found["phi"] = "entities", {**phi, **training}
+        found["phi"] = "entities", {**phi, **TRAINING}
     if (data / "all_sentences.vert.entity").is_file():
-        conll, text = clinical_words(data / "all_sentences.vert.entity", out)
-        own = {"path": conll, "lines": True, "labelled": 150, **training}
-        found["clinical"] = "entities", own
+        _, text = clinical_words(data / "all_sentences.vert.entity", out)
         found["clinical_text"] = "masked", {"path": text}
+    if question_file(data).is_file():
+        found["exam_text"] = "masked", {"path": unread(data, out)[0]}
     if (reviews := norwegian / "norec_dev_1k5.txt.gz").is_file():
         found["reviews"] = "masked", {"path": reviews, "n_texts": 150, "characters": 600}
     if (norwegian / "ud").is_dir():
@@ -133,11 +149,14 @@ def first_tasks(data: Path, out: Path) -> Tasks:
 def more_tasks(data: Path, out: Path) -> Tasks:
     """What is asked of three models, with fewer seeds."""
     found: Tasks = {}
-    questions = data / "norwegian" / "norwegian_medical_qa_v2_txt_only.json"
-    if questions.is_file():
-        found["exam"] = "choices", {"path": questions, "epochs": 2}
-        pairs = twins(questions, out / "twins.csv")
-        found["twins"] = "pairs", {"path": pairs, "epochs": 4}
+    if question_file(data).is_file():
+        exam = unread(data, out)[1]
+        found["exam"] = "choices", {"path": exam, "epochs": 2}
+        found["twins"] = "pairs", {"path": twins(exam, out / "twins.csv"), "epochs": 4}
+    if (data / "all_sentences.vert.entity").is_file():
+        conll, _ = clinical_words(data / "all_sentences.vert.entity", out)
+        own = {"path": conll, "lines": True, "labelled": 150, **TRAINING}
+        found["clinical"] = "entities", own
     if (terms := data / "norwegian" / "NorMedTerm.csv").is_file():
         found["terms"] = "terms", {"path": terms, "epochs": 10}
     return found
