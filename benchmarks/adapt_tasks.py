@@ -24,6 +24,7 @@ from adapt import question_file, questions
 import medbert
 
 SEEDS, FEW = 10, 5
+LABELLED = (25, 100)  # notes
 TRAINING = {"epochs": 8, "learning_rate": 3e-3}  # the best of three for the base, on dev notes
 ARMS = (
     "base",
@@ -131,8 +132,9 @@ def first_tasks(data: Path, out: Path) -> Tasks:
     found: Tasks = {}
     notes, norwegian = data / "deid" / "nor_deid_synth", data / "norwegian"
     if (notes / "train.jsonl").is_file():
-        phi = {"path": notes / "train.jsonl", "test": notes / "test.jsonl", "labelled": 100}
-        found["phi"] = "entities", {**phi, **TRAINING}
+        for labelled in LABELLED:
+            phi = {"path": notes / "train.jsonl", "test": notes / "test.jsonl", **TRAINING}
+            found[f"phi_{labelled}"] = "entities", {**phi, "labelled": labelled}
     if (data / "all_sentences.vert.entity").is_file():
         _, text = clinical_words(data / "all_sentences.vert.entity", out)
         found["clinical_text"] = "masked", {"path": text}
