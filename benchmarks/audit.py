@@ -1,7 +1,7 @@
 """Does the audit tell an encoder that remembers its subjects from a sound one? What does DP cost?
 
     OMP_NUM_THREADS=1 python benchmarks/audit.py     # ten minutes of one core; leaves nothing
-    python benchmarks/audit.py --keep folder/        # takes up what is there already
+    python benchmarks/audit.py --keep folder/        # takes up what is there; --only many: half
 
 Invented lives (`medbert synthesize`), encoder=tiny, objective=masked_code, 128 codes a subject. The
 stores have canaries: sequences of 12 random codes that one, 4 and 16 subjects have (few: 8 of each,
@@ -130,6 +130,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--keep", type=Path, help="a folder for what is made")
     parser.add_argument("--subjects", type=int, default=8000)
+    parser.add_argument("--only", default="", help="few, many: the encoders of which store")
     arguments = parser.parse_args()
     head = ["encoder", "epsilon", "verdict", "AUC", "TPR at 1% FPR", "bits of canaries (once)"]
     head += ["found: once", "4 times", "16 times", "tuning loss (unigram)"]
@@ -144,11 +145,12 @@ def main() -> None:
             store(folder, f"many{name}", "[0.7,0.1,0.2]", 16, *words)
         sys.stdout.write(f"| {' | '.join(head)} |\n|{'---|' * len(head)}\n")
         runs = {}
-        for name in RUNS:
+        for name in (name for name in RUNS if name.startswith(arguments.only)):
             runs[name] = made(folder, name)
             sys.stdout.write(line(name, runs[name]))
             sys.stdout.flush()
-        sys.stdout.write(cost(runs))
+        if arguments.only != "few":
+            sys.stdout.write(cost(runs))
 
 
 if __name__ == "__main__":
