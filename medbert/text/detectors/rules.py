@@ -128,7 +128,7 @@ AGES = (
     Rule(
         "AGE", 0.6, "relative", rf"(?: {CAP})? (?:på|of|er|is|var|was|ble|blei|vart) {N}{AGE_ENDS}"
     ),
-    Rule("AGE", 0.9, "teens tens", r"(?:[- ]\w+)??(?=[- ](?i:years?[- ]old))"),
+    Rule("AGE", 0.9, "teens tens ninety", r"(?:[- ]\w+)??(?=[- ](?i:years?[- ]old))"),
     Rule("AGE", 0.9, "nonagenarian", ""),
 )
 CONTACTS = (

@@ -22,6 +22,7 @@ _UNIT = re.compile(
     r"(?:[ -](?:old|of age|gammel|gamle|gammal|alt|de edad)\b)?"
 )
 _WEEKDAY = re.compile(rf"(?i:(?:{any_of('weekday')})\b)[\s,.]*(?:(?i:the|den|el)\s+)?")
+_YOUNG = re.compile(rf"\W*(?i:{any_of('teens tens')}|octogenarian)\b")
 _OLD = 90  # years: from here an age tells who it is (45 CFR 164.514(b)(2)(i)(C))
 
 
@@ -56,7 +57,7 @@ class LabelPolicy:
             return False
         if label == "AGE" and not self.ages_under_90:
             number = re.search(r"\d+", words)
-            return not number or int(number[0]) >= _OLD
+            return int(number[0]) >= _OLD if number else not _YOUNG.match(words)
         if label == "DATE":
             if not self.year_only and re.fullmatch(r"\W*(?:1[89]|20)\d\d(?:\W+\d{2,4})?\W*", words):
                 return False
