@@ -1,6 +1,6 @@
 """Text models that adapt made, on tasks, against their compute-matched controls.
 
-    python benchmarks/adapt_tasks.py MODELS DATA OUT first|more [ARM ...]
+    python benchmarks/adapt_tasks.py MODELS DATA OUT first|all|more [ARM ...]
 
 MODELS holds folders of Hugging Face models (see ARMS), DATA the data sets as
 their publishers give them (those that are absent are left out). OUT keeps every
@@ -24,7 +24,6 @@ from adapt import question_file, questions
 import medbert
 
 SEEDS, FEW = 10, 5
-LABELLED = (25, 100)  # notes
 TRAINING = {"epochs": 8, "learning_rate": 3e-3}  # the best of three for the base, on dev notes
 ARMS = (
     "base",
@@ -128,13 +127,21 @@ Tasks = dict[str, tuple[str, dict]]  # name -> kind, settings
 
 
 def first_tasks(data: Path, out: Path) -> Tasks:
+    """What is asked of three models: few notes, and what is asked of all."""
+    return {"phi_25": phi(data, 25), **all_tasks(data, out)}
+
+
+def phi(data: Path, labelled: int) -> tuple[str, dict]:
+    notes = data / "deid" / "nor_deid_synth"
+    own = {"path": notes / "train.jsonl", "test": notes / "test.jsonl", "labelled": labelled}
+    return "entities", {**own, **TRAINING}
+
+
+def all_tasks(data: Path, out: Path) -> Tasks:
     """What is asked of all models."""
     found: Tasks = {}
-    notes, norwegian = data / "deid" / "nor_deid_synth", data / "norwegian"
-    if (notes / "train.jsonl").is_file():
-        for labelled in LABELLED:
-            phi = {"path": notes / "train.jsonl", "test": notes / "test.jsonl", **TRAINING}
-            found[f"phi_{labelled}"] = "entities", {**phi, "labelled": labelled}
+    norwegian = data / "norwegian"
+    found["phi_100"] = phi(data, 100)
     if (data / "all_sentences.vert.entity").is_file():
         _, text = clinical_words(data / "all_sentences.vert.entity", out)
         found["clinical_text"] = "masked", {"path": text}
@@ -165,7 +172,8 @@ def more_tasks(data: Path, out: Path) -> Tasks:
 
 
 REPORTS = {
-    "first": (first_tasks, SEEDS, ARMS),
+    "first": (first_tasks, SEEDS, ("base", "control_mlm", "adapted_mlm")),
+    "all": (all_tasks, SEEDS, ARMS),
     "more": (more_tasks, FEW, ("base", "control_mlm", "adapted_mlm")),
 }
 
