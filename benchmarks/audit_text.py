@@ -1,6 +1,6 @@
 """Does the audit of text models see what it should?
 
-    python benchmarks/audit_text.py BASE NOTES OUT [EPOCHS]
+    python benchmarks/audit_text.py BASE NOTES OUT [EPOCHS [RATE]]
 
 NOTES (any format) become a corpus, half of its patients in train, with made-up people planted in
 it. The model in BASE goes on over it as it is, and over what ``medbert deidentify`` makes of the
@@ -28,7 +28,6 @@ TRAINING = {
     "batch_rows": 4,
     "looks": 1,
     "judged": 20,
-    "optimizer": {"lr": 2e-3},
 }
 
 
@@ -51,7 +50,11 @@ def de_identified(corpus: Path, notes: Path, out: Path) -> Path:
 
 def main() -> None:
     base, notes, out = map(Path, sys.argv[1:4])
-    trainer = {"accelerator": "cpu", "max_epochs": int(sys.argv[4]) if sys.argv[4:] else 4}
+    epochs, rate = (*sys.argv[4:6], *("4", "2e-3")[len(sys.argv) - 4 :])
+    own = {
+        "trainer": {"accelerator": "cpu", "max_epochs": int(epochs)},
+        "optimizer": {"lr": float(rate)},
+    }
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     out.mkdir(parents=True, exist_ok=True)
     corpus, planted, clean = out / "corpus", out / "planted", out / "clean"
@@ -64,7 +67,7 @@ def main() -> None:
     for name, trained_on in (("as it is", planted), ("de-identified", clean)):
         model = out / name.replace(" ", "_")
         if not model.is_dir():
-            medbert.adapt(corpus=trained_on, base=base, out=model, trainer=trainer, **TRAINING)
+            medbert.adapt(corpus=trained_on, base=base, out=model, **own, **TRAINING)
         audit = out / f"audit_of_{model.name}"
         if not audit.is_dir():
             medbert.audit_text(
