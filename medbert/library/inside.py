@@ -125,7 +125,7 @@ class Inside:
 
         def of_codes(codes_SLD: Tensor) -> Tensor:
             """The log-odds (S,) if the codes had these embeddings, of all tables side by side."""
-            parts = codes_SLD.flatten(0, 1).chunk(len(tables), dim=1)
+            parts = codes_SLD.flatten(0, 1).split([table.embedding_dim for table in tables], dim=1)
             hooks = [
                 table.register_forward_hook(lambda *_, part=part: part)
                 for table, part in zip(tables, parts, strict=True)
