@@ -295,8 +295,10 @@ def test_a_notebook_shows_the_report_and_each_picture_of_it(study: Study) -> Non
     matplotlib.use("agg")
     from matplotlib import pyplot
 
+    before = pyplot.get_fignums()
     html = study._repr_html_()
-    assert html.startswith("<iframe") and "Verdict" in html and not pyplot.get_fignums()
+    assert html.startswith("<iframe") and "Verdict" in html
+    assert pyplot.get_fignums() == before, "a page leaves no figure behind"
     drawn = {p.name for part in sections.sections(study, min_count=10) for p in part.pictures}
     named = {sweep.name.replace(" ", "_"): sweep.name for sweep in study.sweeps}
     assert "calibration" in drawn and "net_benefit" in drawn and "subgroups" in drawn
