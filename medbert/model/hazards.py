@@ -32,6 +32,11 @@ SILENCES = (0, 7, 30, 90, 180, 365, 730, 1460)  # days; between two of them what
 LONGEST_SILENCE = 1095  # days after a moment within which it is asked again
 
 
+Firsts = Sequence[tuple[float, float]]
+"""From so many days on, this share of codes is the first of its case."""
+ALL_FIRST: Firsts = ((0.0, 1.0),)
+
+
 class Hazards(nn.Module):
     """The layer of an encoder that answers: hidden vectors to hazards per day, by code and piece.
 
@@ -95,10 +100,7 @@ class Hazards(nn.Module):
 
     def exposure(self, days_X: Tensor) -> Tensor:
         """Days spent in each piece by the time ``days_X``, (P, ...)."""
-        length_P = torch.diff(self.edge_P, append=self.edge_P.new_tensor([torch.inf]))
-        shape = (-1, *[1] * days_X.dim())
-        inside = (days_X - self.edge_P.view(shape)).clamp(min=0)
-        return torch.minimum(inside, length_P.view(shape))
+        return _spent(days_X, self.edge_P)
 
     def risk(
         self,
@@ -109,22 +111,30 @@ class Hazards(nn.Module):
         since_B: Tensor,
         gap: float,
         window: float,
+        firsts: Firsts = ALL_FIRST,
     ) -> Tensor:
         """Log-odds (B,) that one of the codes comes for the first time in (gap, gap + window] days.
 
         ``hidden_BD`` is of the last moment, ``since_B`` days ago; the codes have not come by now.
-        Their hazards are added up, as if no two were written of one disease: where two are, the
-        risk is too high by as much.
+        Their hazards are added up, and a disease has several of them: of what comes so many days
+        from now, ``firsts`` says which share is the first of its case.
         """
         hidden_BD = self.after(hidden_BD, since_B)
         if self.silence is not None:
             since_B = torch.zeros_like(since_B)
         log_BPK = self.logs(hidden_BD, table_KD[codes_K], codes_K)
         hazard_PB = log_BPK.logsumexp(2).exp().T
-        now_B, from_B, to_B = (
-            (hazard_PB * self.exposure(since_B + days)).sum(0) for days in (0.0, gap, gap + window)
-        )
-        log_risk_B = now_B - from_B + torch.log(-torch.expm1(from_B - to_B))
+        knot_S, share_S = hazard_PB.new_tensor(firsts).T
+        begin_PB = (self.edge_P[:, None] - since_B).clamp(min=0)
+        end_PB = torch.cat([begin_PB[1:], torch.full_like(begin_PB[:1], torch.inf)])
+
+        def cases(days: float) -> Tensor:
+            inside_PB = (end_PB.clamp(max=days), begin_PB.clamp(max=days))
+            to_PB, from_PB = (torch.tensordot(share_S, _spent(x, knot_S), 1) for x in inside_PB)
+            return (hazard_PB * (to_PB - from_PB)).sum(0)
+
+        from_B, to_B = cases(gap), cases(gap + window)
+        log_risk_B = torch.log(-torch.expm1(from_B - to_B)) - from_B
         return log_risk_B - torch.log1p(-log_risk_B.exp().clamp(max=1 - 1e-6))
 
 
@@ -276,6 +286,7 @@ def foretell(
     tokens: Tensor,
     gap: float,
     window: float,
+    firsts: Firsts = ALL_FIRST,
     hidden_TD: Tensor | None = None,
 ) -> Tensor:
     """``Hazards.risk`` of ``tokens`` for each subject, as of the end of its history: (B,)."""
@@ -294,4 +305,12 @@ def foretell(
         since_B=since_B.clamp(min=0),
         gap=gap,
         window=window,
+        firsts=firsts,
     )
+
+
+def _spent(days_X: Tensor, edge_P: Tensor) -> Tensor:
+    """Days (P, ...) of the first ``days_X`` that lie between each edge and the next one."""
+    shape = (-1, *[1] * days_X.dim())
+    length_P = torch.diff(edge_P, append=edge_P.new_tensor([torch.inf]))
+    return torch.minimum((days_X - edge_P.view(shape)).clamp(min=0), length_P.view(shape))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence, pad_sequence
 
 from medbert.model.encoder import initialise
-from medbert.model.hazards import foretell
+from medbert.model.hazards import ALL_FIRST, Firsts, foretell
 from medbert.schema import Batch, Encoder, InputError, LossOutput
 
 POOLINGS = ("sum", "mean", "max", "last")
@@ -89,7 +89,7 @@ class Answer(Head):
     a linear layer on the pooled tokens. It starts as the answer itself: slope 1, all others 0.
 
     Asked is whether one of ``tokens`` comes for the first time in (gap, gap + window] days; the
-    encoder has a layer ``hazards`` (see ``foretell``).
+    encoder has a layer ``hazards`` (see ``Hazards.risk``, also for ``firsts``).
     """
 
     starts = True
@@ -101,9 +101,10 @@ class Answer(Head):
         tokens: Sequence[int],
         gap: float,
         window: float,
+        firsts: Firsts = ALL_FIRST,
         pooling: str = "mean",
     ) -> None:
-        asked = {"tokens": [*tokens], "gap": gap, "window": window}
+        asked = {"tokens": [*tokens], "gap": gap, "window": window, "firsts": firsts}
         super().__init__(hidden=hidden, **asked, pooling=pooling)
         if not tokens:
             raise ValueError("no tokens to ask for")

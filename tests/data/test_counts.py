@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from conftest import records_of
 
-from medbert.data.counts import ROLLED_UP, count_codes
+from medbert.data.counts import ROLLED_UP, count_codes, first_of_cases
 from medbert.schema import BIRTH
 
 EVENTS = [
@@ -64,3 +64,33 @@ def test_roll_ups_count_what_is_below_and_repeat_no_group(make_store):
     assert counts.sets == {"first window": 3, "all windows": 6, "all windows and roll-ups": 7}
     one = counts.at(np.array([1]))
     assert one.codes.toarray().tolist() == counts.codes.toarray()[1:].tolist()
+
+
+def test_of_the_codes_of_a_disease_one_is_the_first(make_store):
+    events = [
+        *[(1, "2009-01-01", "A"), (1, "2009-01-01", "B"), (1, "2009-01-01", "B")],
+        *[(2, "2009-01-01", "A"), (2, "2009-06-01", "A"), (2, "2009-06-01", "B")],
+        *[(3, "2009-01-01", "B"), (3, "2015-01-01", "A"), (4, "2009-01-01", "other")],
+    ]
+    store = make_store(records_of(events))
+    asked = np.array([store.vocabulary.codes.index(code) for code in "AB"])
+    shares = dict(first_of_cases(store, asked))
+    assert shares[0] == shares[90] == pytest.approx(3 / 4), "B beside A, in one of three"
+    assert shares[180] == shares[1095] == pytest.approx(3 / 5), "151 days later, in another"
+    (other,) = set(dict(first_of_cases(store, asked[:1])).values())
+    assert other == 1, "a lone code is always the first"
+    store.split_of_row[:] = "held_out"
+    assert {*dict(first_of_cases(store, asked)).values()} == {1}, "nobody to learn it from"
+
+
+def test_without_dates_visits_are_counted(make_store):
+    events = [
+        *[(1, "1970-01-02", "A", None, 1), (1, "1970-01-02", "B", None, 1)],
+        *[(2, "1970-01-02", "A", None, 1), (2, "1970-01-03", "B", None, 2)],
+    ]
+    visits = [(1, 1, None, None, "inpatient", None)]
+    visits += [(2, visit, None, None, "inpatient", None) for visit in (1, 2)]
+    store = make_store(records_of(events, visits=visits, time="order"))
+    asked = np.array([store.vocabulary.codes.index(code) for code in "AB"])
+    shares = dict(first_of_cases(store, asked))
+    assert shares[0] == pytest.approx(2 / 3) and shares[1] == pytest.approx(2 / 4)

@@ -35,6 +35,7 @@ READS_THE_FUTURE = {
     "commands/lint.py": {"_look"},
     "commands/encoders/trained_on.py": {"_counted_elsewhere", "timed"},
     "commands/audit.py": {"_of_rare_codes"},
+    "data/counts.py": {"first_of_cases"},  # of training subjects: how diseases are written
     "commands/pretrain.py": {"_with_a_future"},  # pretraining has no prediction time
 }
 # the records of pretraining: ``until`` is None where there is no prediction time

@@ -223,6 +223,28 @@ def test_risk_is_one_minus_exp_of_the_integral(since: float, gap: float, window:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("since", [0.0, 12.0])
+@pytest.mark.parametrize(("gap", "window"), [(0, 25), (10, 300), (500, 90)])
+def test_only_the_first_code_of_a_case_counts(since: float, gap: float, window: float) -> None:
+    model, hidden_BD = encoder(), torch.randn(5, HIDDEN)
+    firsts = ((0.0, 0.9), (20.0, 0.5), (400.0, 0.25))
+    codes_K, since_B = torch.tensor([5, 9]), torch.full((5,), since)
+    log_MPK = model.hazards.logs(hidden_BD, model.codes.weight[codes_K], codes_K)
+    hazard_PB = log_MPK.exp().sum(2).T
+    day = (torch.arange(60_000) + 0.5) / 100  # from now
+    share = torch.tensor([share for _, share in firsts])
+    share = share[torch.bucketize(day, torch.tensor([20.0, 400.0]), right=True)]
+    daily = hazard_PB[torch.bucketize(day + since, torch.tensor(EDGES[1:]))] * share[:, None] / 100
+    before, inside = daily[day < gap].sum(0), daily[(day > gap) & (day < gap + window)].sum(0)
+    told = model.hazards.risk(
+        *(hidden_BD, model.codes.weight, codes_K),
+        **{"since_B": since_B, "gap": gap, "window": window, "firsts": firsts},
+    )
+    wanted = torch.exp(-before) * -torch.expm1(-inside)
+    torch.testing.assert_close(told.sigmoid(), wanted, rtol=2e-3, atol=0)
+
+
+@torch.no_grad()
 def test_the_future_is_foretold_from_the_end_of_a_history() -> None:
     model, given = encoder(), batch()
     given = given._replace(end_B=given.end_B + 1_000)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,20 +12,22 @@ import torch
 
 from medbert.data.batches import Sequences, loader
 from medbert.data.codes import matches
+from medbert.data.counts import first_of_cases
 from medbert.data.store import Store
 from medbert.data.tasks.outcomes import CodeAtNextVisit, CodeWithin
-from medbert.model.hazards import foretell
+from medbert.model.hazards import Firsts, foretell
 from medbert.schema import ORDER, SPECIAL_TOKENS, InputError
 from medbert.train.score import place, score
 
 
 class Question(NamedTuple):
     """Does one of the ``tokens`` come for the first time in (gap, gap + window] days (visits, where
-    the store has no dates) from now?"""
+    the store has no dates) from now? Of those that come, ``firsts`` are the first of their case."""
 
     tokens: torch.Tensor
     gap: float
     window: float
+    firsts: Firsts
 
 
 def of_outcome(outcome: Any, records: Store) -> Question | None:
@@ -40,7 +42,7 @@ def of_outcome(outcome: Any, records: Store) -> Question | None:
     else:
         return None
     tokens = _tokens(outcome.codes, records)
-    return Question(tokens, gap, window) if len(tokens) else None
+    return Question(tokens, gap, window, _firsts(records, tokens)) if len(tokens) else None
 
 
 def of_words(
@@ -57,7 +59,8 @@ def of_words(
             f"query={query}: no token of {records.folder}/vocabulary.parquet is such a code; codes "
             "are written as in ICD10CM/I50, or as a regular expression that starts with ^"
         )
-    question = Question(tokens, _days("gap", gap), _days("horizon", horizon))
+    days = _days("gap", gap), _days("horizon", horizon)
+    question = Question(tokens, *days, _firsts(records, tokens))
     if not (question.window > 0 and question.gap >= 0):  # nor may they be no numbers
         raise InputError(f"gap={gap} horizon={horizon}: the gap is 0 or more, the horizon above 0")
     return question
@@ -118,6 +121,15 @@ def _tokens(patterns: Sequence[str], records: Store) -> torch.Tensor:
     found = matches(records.vocabulary.codes, list(patterns))
     found[: len(SPECIAL_TOKENS)] = False
     return torch.from_numpy(np.flatnonzero(found))
+
+
+def _firsts(records: Store, tokens: torch.Tensor) -> Firsts:
+    return _counted(records, tuple(tokens.tolist()))
+
+
+@lru_cache(maxsize=8)  # a benchmark asks the same question many times
+def _counted(records: Store, tokens: tuple[int, ...]) -> Firsts:
+    return first_of_cases(records, np.array(tokens))
 
 
 def _days(name: str, value: str | float) -> float:

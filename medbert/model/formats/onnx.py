@@ -42,7 +42,7 @@ def export(
 ) -> list[str]:
     """Writes the graph and returns the names of its outputs.
 
-    ``embeddings`` (B, D), as ``heads.pool``; with a ``question`` (tokens, gap, window: see
+    ``embeddings`` (B, D), as ``heads.pool``; with a ``question`` (see
     ``hazards.foretell``) also ``risk`` (B,), a probability. Raises InputError without onnxscript.
     """
     outputs = ["embeddings", *(["risk"] if question else [])]
