@@ -42,6 +42,7 @@ from medbert.text.notes import Note
 from medbert.text.scoring.measures import Scores, upper_bound
 from medbert.text.scoring.policy import SAFE_HARBOR
 from medbert.text.spans import Ensemble
+from medbert.text.synthetic.augment import augmented
 
 Find = Callable[[str], list[Span]]
 RESAMPLES = 2_000
@@ -75,7 +76,7 @@ MADE_UP = {
 }
 
 
-def notes_of(path: Path, label: str) -> list[Note]:
+def notes_of(path: Path, label: str, *, language: str | None = None) -> list[Note]:
     """``label``: the key of a span that is its label; of Nor-DeID, made-up tags are left out."""
     if path.suffix == ".csv":
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -90,7 +91,8 @@ def notes_of(path: Path, label: str) -> list[Note]:
             if not made_up or s["coarse"] != "OTHER" or name != s["label"]:
                 name = name if label == "label" else s.get("coarse", "ID")
                 spans.append(Span(s["start"], s["end"], name))
-        made.append(Note(str(one.get("doc_id", len(made))), one["text"], spans=tuple(spans)))
+        name, text = str(one.get("doc_id", len(made))), one["text"]
+        made.append(Note(name, text, language=language, spans=tuple(spans)))
     return made
 
 
@@ -176,7 +178,7 @@ def trained(notes: list[Note], options: Any, name: str) -> CRF:
     if kept and (kept / CRF.file).is_file():
         return CRF.load(kept)
     begun = time.process_time()
-    made = CRF.train(notes, max_iterations=options.iterations)
+    made = CRF.train(augmented(notes, copies=options.copies), max_iterations=options.iterations)
     spent = time.process_time() - begun
     print(f"<!-- {name}: {spent:.0f} CPU-seconds on {len(notes)} notes -->", flush=True)
     if kept:
@@ -207,7 +209,8 @@ def finders(
 
 def in_domain(options: Any) -> None:
     train, tuning, test = (
-        notes_of(p, "label") for p in (options.train, options.tuning, options.test)
+        notes_of(p, "label", language=options.language)
+        for p in (options.train, options.tuning, options.test)
     )
     print(
         f"\n{options.test.parent.name}: {len(train)} + {len(tuning)} notes, {len(test)} to test\n"
@@ -223,7 +226,8 @@ def in_domain(options: Any) -> None:
 
 def in_folds(options: Any) -> None:
     """Mean and standard deviation over the folds; documents are counted over all of them."""
-    notes = {note.note_id: note for note in notes_of(options.folds, "label")}
+    read = notes_of(options.folds, "label", language=options.language)
+    notes = {note.note_id: note for note in read}
     results: dict[str, list[Result]] = {}
     for k, row in enumerate(GRASCCO):
         test = [notes[name] for name in f"{row} {TEST}".split()]
@@ -289,6 +293,7 @@ def main() -> None:
     parser.add_argument("--peers", nargs="*", default=[], help="presidio spacy philter plain")
     parser.add_argument("--recall", type=float, default=0.99)
     parser.add_argument("--iterations", type=int, default=100)
+    parser.add_argument("--copies", type=int, default=0, help="of notes, with other people")
     parser.add_argument("--epochs", type=int, default=6, help="of spaCy's tagger")
     parser.add_argument("--no-refit", action="store_true", help="train on --train alone")
     options = parser.parse_args()
