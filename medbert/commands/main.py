@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import os
 import re
 import sys
 import textwrap
@@ -19,6 +20,7 @@ from typing import Any
 
 from medbert.commands import VERBS, run
 
+_SPINS = "10000"  # of a thread that waits, before it sleeps: else another busy process halts two
 _TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 _QUIET = ("hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.output_subdir=null")
 
@@ -50,6 +52,7 @@ def main() -> None:
 
 
 def _run_with_hydra(verb: str, words: list[str]) -> None:
+    os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)  # read when torch is imported
     import hydra
 
     from medbert.commands.output.artefacts import first_process

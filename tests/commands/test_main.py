@@ -107,3 +107,17 @@ def test_a_recipe_is_read_changed_and_run(tmp_path):
     assert medbert.synthesize(recipe) == tmp_path / "events"
     told = (tmp_path / "events" / "settings.json").read_text()
     assert '"n_subjects": 7' in told and '"seed": 4' in told
+
+
+@pytest.mark.parametrize("own", [None, "77"])
+def test_threads_that_wait_sleep_soon_unless_told_otherwise(own, monkeypatch):
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    if own:
+        monkeypatch.setenv("GOMP_SPINCOUNT", own)
+    told = "import os, sys; from medbert.commands import main as m; m._can_be_repeated = lambda *_:"
+    told += " sys.exit(os.environ['GOMP_SPINCOUNT']); m.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", told, "plan", "store=x"],
+        **{"capture_output": True, "text": True, "check": False},
+    )
+    assert done.stderr.splitlines()[-1] == (own or "10000")
