@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from medbert.commands import VERBS, run
+from medbert.commands import VERBS, compose, run
 
 _SPINS = "10000"  # of a thread that waits, before it sleeps: else another busy process halts two
 _TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
@@ -91,8 +91,7 @@ def _score(verb: str, made: Any) -> float | None:
     metrics = read_json(made / "metrics.json")
     if verb == "pretrain":
         return metrics["tuning/loss"]
-    of_run = metrics["training"]
-    return of_run.get("tuning/auroc", of_run.get("tuning_auroc"))
+    return metrics["training"].get("tuning/auroc", metrics["training"].get("tuning_auroc"))
 
 
 def _can_be_repeated(verb: str, words: list[str]) -> None:
@@ -162,15 +161,13 @@ def _about(text: str) -> str:
 
 
 def _composed(verb: str, words: list[str]) -> str:
-    from hydra import compose, initialize_config_module
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
-    with initialize_config_module(config_module="medbert.conf", version_base="1.3"):
-        try:
-            return OmegaConf.to_yaml(compose(verb, overrides=words))
-        except HydraException as error:
-            sys.exit(f"medbert {verb}: {error}")
+    try:
+        return OmegaConf.to_yaml(compose(verb, *words))
+    except HydraException as error:
+        sys.exit(f"medbert {verb}: {error}")
 
 
 if __name__ == "__main__":
