@@ -18,7 +18,7 @@ from medbert.commands.encoders.classifier import Recipe
 from medbert.commands.encoders.questions import of_outcome
 from medbert.commands.study import trials
 from medbert.commands.study.arms import BaselineArm, EncoderArm
-from medbert.commands.study.beside import FrozenAnswer, QueryArm
+from medbert.commands.study.beside import QueryArm
 from medbert.commands.study.trainings import Answer, best_of_families, standard_error
 from medbert.data.tasks import Task
 from medbert.data.tasks.cohorts import BeforeVisits, Landmarks
@@ -381,7 +381,7 @@ def test_answers_of_training_rows_come_from_folds_that_have_not_seen_them(made):
     arm = EncoderArm("any", "frozen", lambda seed: encoder, "weights", recipe, None)
     at = trial.frame, trial.train[:400]
     trial = trial._replace(train=at[1])
-    answers = FrozenAnswer(arm).answers(trial, {"train": at, "same rows, not as train": at})
+    answers = arm.answers(trial, {"train": at, "same rows, not as train": at})
     labels = trial.frame.rows.labels[trial.train]
     told = {name: auroc(labels, expit(value)) for name, value in answers.items()}
     assert told["train"] < 0.6 < told["same rows, not as train"]

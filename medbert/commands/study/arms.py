@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, Protocol
@@ -32,7 +32,6 @@ from medbert.commands.encoders.classifier import (
 from medbert.commands.encoders.questions import Question, of_outcome, told
 from medbert.commands.study.judging import features
 from medbert.commands.study.reporting import PRETRAINED, UNTRAINED
-from medbert.data.batches import Sequences
 from medbert.data.counts import Counts, count_codes
 from medbert.data.store import Store
 from medbert.evaluate.baselines import Features, LightGBMBaseline, LogisticBaseline
@@ -43,6 +42,7 @@ from medbert.schema import TRAIN, TUNING
 log = logging.getLogger(__name__)
 
 LEAST_STEPS = 16  # of an epoch: batches are smaller where there are few labels
+FOLDS = 5  # of training subjects, for answers by models that have not seen their labels
 
 
 @dataclass
@@ -58,21 +58,16 @@ class Frame:
     outcome: Any = None  # of the task, for arms that ask for it
     _kept: dict[Any, Any] = field(default_factory=dict)
 
-    @cached_property
+    @property
     def counts(self) -> Counts:
-        seen = self.records.window_days
-        days = [day for day in self.window_days if seen is None or day < seen]
-        return count_codes(
-            self.records,
-            self.rows.rows,
-            until=self.rows.until,
-            window_days=[None, *days],
-            roll_up=True,
-        )
+        rows, seen = self.rows, self.records.window_days
+        days = [None, *(day for day in self.window_days if seen is None or day < seen)]
+        of = partial(count_codes, self.records, rows.rows, until=rows.until, roll_up=True)
+        return self.keep("counts", lambda: of(window_days=days))
 
-    @cached_property
+    @property
     def features(self) -> Features:
-        return features(self.counts)
+        return self.keep("features", lambda: features(self.counts))
 
     @property
     def subject_ids(self) -> np.ndarray:
@@ -90,8 +85,9 @@ class Frame:
     def forget(self) -> None:
         """Frees what was kept; it is made anew when it is asked for."""
         self._kept.clear()
-        for name in ("counts", "features"):
-            self.__dict__.pop(name, None)
+
+
+Where = Mapping[str, tuple[Frame, np.ndarray]]  # places in a frame, by name
 
 
 class Trial(NamedTuple):
@@ -102,7 +98,7 @@ class Trial(NamedTuple):
     frame: Frame
     train: np.ndarray
     tuning: np.ndarray
-    judged: Mapping[str, tuple[Frame, np.ndarray]]
+    judged: Where
     seed: int
 
     def key(self, arm: Arm) -> str:
@@ -122,17 +118,11 @@ Trained = tuple[float, dict[str, np.ndarray], Any]  # AUROC on tuning, probabili
 
 def on_counts(trial: Trial, baseline: LogisticBaseline | LightGBMBaseline) -> Any:
     """A baseline fitted to the counts of a trial; once, whoever asks for it."""
-    given, labels = trial.frame.features, trial.frame.rows.labels
 
     def fit() -> Any:
-        return baseline.fit(
-            given.at(trial.train),
-            labels[trial.train],
-            given.at(trial.tuning),
-            labels[trial.tuning],
-            seed=trial.seed,
-            threads=torch.get_num_threads(),
-        )
+        given, labels = trial.frame.features, trial.frame.rows.labels
+        train, tuning = ((given.at(at), labels[at]) for at in (trial.train, trial.tuning))
+        return baseline.fit(*train, *tuning, seed=trial.seed, threads=torch.get_num_threads())
 
     return trial.frame.keep(("on counts", repr(baseline), trial.name, trial.seed), fit)
 
@@ -142,11 +132,6 @@ class BaselineArm:
     """A baseline on the counts of its frame."""
 
     baseline: LogisticBaseline | LightGBMBaseline
-
-    @property
-    def logistic(self) -> bool:
-        """Whether it is a logistic regression on codes."""
-        return type(self.baseline) is LogisticBaseline
 
     @property
     def name(self) -> str:
@@ -199,7 +184,9 @@ class EncoderArm:
         if isinstance(classifier, FrozenLogistic):
             return self._frozen(trial, model, classifier)
         frame = trial.frame
-        lengths = frame.keep("lengths", lambda: self._sequences(frame).lengths)
+        lengths = frame.keep(
+            "lengths", lambda: sequences(frame.records, frame.rows, recipe).lengths
+        )
         budget = int(lengths[trial.train].sum()) // LEAST_STEPS
         recipe = recipe._replace(batch_tokens=max(1, min(recipe.batch_tokens, budget)))
         splits = {TRAIN: frame.at(trial.train), TUNING: frame.at(trial.tuning)}
@@ -218,22 +205,47 @@ class EncoderArm:
         head = self.recipe.head
         return self.recipe._replace(head=partial(head, **told(head, model, question)))
 
-    def pooled(
-        self,
-        frame: Frame,
-        places: np.ndarray,
-        seed: int,
-        model: Any,
-        classifier: FrozenLogistic,
-    ) -> torch.Tensor:
-        """What a frozen head makes of some rows; of all rows of a frame it is made once."""
+    def answers(self, trial: Trial, where: Where) -> dict[str, np.ndarray]:
+        """Log-odds by a logistic regression on the pooled outputs of the frozen encoder; those of
+        ``train`` come from one that has not seen their subjects' labels."""
+        model = self.make(trial.seed)
+        classifier: Any = self.recipe.head(hidden=model.hidden)
+        labels, pooled = trial.frame.rows.labels, self._pooled(trial.seed, model, classifier)
+
+        def fit(places: np.ndarray, **how: Any) -> float:
+            tuning = pooled(trial.frame, trial.tuning), labels[trial.tuning]
+            return classifier.fit(pooled(trial.frame, places), labels[places], *tuning, **how)["C"]
+
+        def said(frame: Frame, places: np.ndarray) -> np.ndarray:
+            with torch.no_grad():
+                return classifier.output(pooled(frame, places)).double().squeeze(-1).numpy()
+
+        penalty = fit(trial.train)
+        found = {name: said(*at) for name, at in where.items()}
+        subjects = np.unique(trial.frame.subject_ids[trial.train], return_inverse=True)[1]
+        fold = np.random.default_rng(trial.seed).permutation(subjects.max() + 1)[subjects] % FOLDS
+        for out in range(FOLDS):
+            mine, others = trial.train[fold == out], trial.train[fold != out]
+            if len(mine) and 0 < labels[others].sum() < len(others):
+                fit(others, penalties=[penalty])
+                found["train"][fold == out] = said(trial.frame, mine)
+        return found
+
+    def _pooled(self, seed: int, model: Any, classifier: FrozenLogistic) -> Callable[..., Any]:
+        """What a frozen head makes of rows of a frame; of all its rows it is made once."""
         key = (self.name, seed if self.weights is None else None)
-        data, recipe = self._sequences, self.recipe
-        return frame.keep(key, lambda: frozen(data(frame), model, classifier, recipe))[places]
+
+        def pooled(frame: Frame, places: np.ndarray) -> torch.Tensor:
+            def make() -> torch.Tensor:
+                data = sequences(frame.records, frame.rows, self.recipe)
+                return frozen(data, model, classifier, self.recipe)
+
+            return frame.keep(key, make)[places]
+
+        return pooled
 
     def _frozen(self, trial: Trial, model: Any, classifier: FrozenLogistic) -> Trained:
-        def pooled(frame: Frame, places: np.ndarray) -> torch.Tensor:
-            return self.pooled(frame, places, trial.seed, model, classifier)
+        pooled = self._pooled(trial.seed, model, classifier)
 
         def given(places: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
             return pooled(trial.frame, places), trial.frame.rows.labels[places]
@@ -245,9 +257,6 @@ class EncoderArm:
                 for name, where in trial.judged.items()
             }
         return chosen["tuning_auroc"], probabilities, chosen
-
-    def _sequences(self, frame: Frame) -> Sequences:
-        return sequences(frame.records, frame.rows, self.recipe)
 
 
 class Arm(Protocol):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, logit
 
 from medbert.commands.encoders.questions import Question, ask, of_outcome
-from medbert.commands.study.arms import Arm, EncoderArm, Frame, Trained, Trial, on_counts
+from medbert.commands.study.arms import Arm, EncoderArm, Frame, Trained, Trial, Where, on_counts
 from medbert.evaluate.baselines import AgeSexBaseline, LightGBMBaseline, LogisticBaseline
 from medbert.evaluate.benefit import Recalibration, recalibrate
 from medbert.evaluate.metrics import auroc
@@ -23,29 +23,11 @@ from medbert.model.heads import FrozenLogistic
 from medbert.schema import InputError
 
 Baseline = LogisticBaseline | LightGBMBaseline
-Where = Mapping[str, tuple[Frame, np.ndarray]]  # places in a frame, by name
 
 TINY = 1e-9  # probabilities are kept so far from 0 and 1
-FOLDS = 5
 ENOUGH = 20  # rows with the outcome, and without, for a slope
 WORTH = 100  # an answer without labels counts as much as so many labelled rows with the outcome
 DOUBT = 0.5  # deviation of its slope from 1, before any label is seen
-
-
-class Answering(Protocol):
-    """Log-odds of the outcome, from an encoder alone; those of training rows come from a model
-    that has not seen their subjects' labels. ``worth``: see ``BesideArm``."""
-
-    @property
-    def worth(self) -> float | None: ...
-
-    @property
-    def family(self) -> str: ...
-
-    @property
-    def identity(self) -> Any: ...
-
-    def answers(self, trial: Trial, where: Where) -> dict[str, np.ndarray]: ...
 
 
 @dataclass(frozen=True)
@@ -57,7 +39,6 @@ class QueryArm:
     weights: str | None
     max_tokens: int
     batch_tokens: int
-    worth: float | None = WORTH
 
     @property
     def name(self) -> str:
@@ -96,62 +77,21 @@ class QueryArm:
 
 
 @dataclass(frozen=True)
-class FrozenAnswer:
-    """A logistic regression on the pooled outputs of a frozen encoder, for any task."""
-
-    arm: EncoderArm
-    worth: float | None = None
-
-    @property
-    def family(self) -> str:
-        return self.arm.family
-
-    @property
-    def identity(self) -> Any:
-        return self.arm.identity
-
-    def answers(self, trial: Trial, where: Where) -> dict[str, np.ndarray]:
-        model = self.arm.make(trial.seed)
-        classifier: Any = self.arm.recipe.head(hidden=model.hidden)
-        labels = trial.frame.rows.labels
-
-        def pooled(frame: Frame, places: np.ndarray) -> torch.Tensor:
-            return self.arm.pooled(frame, places, trial.seed, model, classifier)
-
-        def fit(places: np.ndarray, **how: Any) -> float:
-            tuning = pooled(trial.frame, trial.tuning), labels[trial.tuning]
-            return classifier.fit(pooled(trial.frame, places), labels[places], *tuning, **how)["C"]
-
-        def said(frame: Frame, places: np.ndarray) -> np.ndarray:
-            with torch.no_grad():
-                return classifier.output(pooled(frame, places)).double().squeeze(-1).numpy()
-
-        penalty = fit(trial.train)
-        found = {name: said(*at) for name, at in where.items()}
-        subjects = np.unique(trial.frame.subject_ids[trial.train], return_inverse=True)[1]
-        fold = np.random.default_rng(trial.seed).permutation(subjects.max() + 1)[subjects] % FOLDS
-        for out in range(FOLDS):
-            mine, others = trial.train[fold == out], trial.train[fold != out]
-            if len(mine) and 0 < labels[others].sum() < len(others):
-                fit(others, penalties=[penalty])
-                found["train"][fold == out] = said(trial.frame, mine)
-        return found
-
-
-@dataclass(frozen=True)
 class BesideArm:
     """The mean, on the log-odds scale, of an encoder's answer and of baselines on counts.
 
     Nothing is chosen by label between them, so that it holds from few labels to many. An answer
-    without labels that is ``worth`` n has the weight n / (n + P) where P training rows have the
-    outcome; its slope is put right by the training rows first, so that one which says little there
-    moves little. One that was learned from labels (None) is one among equals, and the baselines
-    see it.
+    without labels has the weight n / (n + P) where n is WORTH and P training rows have the outcome;
+    its slope is put right by the training rows first, so that one which says little there moves
+    little. One that was ``learned`` from labels is one among equals, and the baselines see it.
     """
 
-    answering: Answering
-    kind: str
+    answering: EncoderArm | QueryArm
     baselines: Sequence[Baseline]
+
+    @property
+    def learned(self) -> bool:
+        return isinstance(self.answering, EncoderArm)
 
     @property
     def family(self) -> str:
@@ -159,53 +99,48 @@ class BesideArm:
 
     @property
     def name(self) -> str:
-        return f"{self.family} ({self.kind} beside counts)"
+        return f"{self.family} ({'frozen' if self.learned else 'query'} beside counts)"
 
     @property
     def identity(self) -> Any:
-        made = self.answering
-        return [self.name, made.worth, made.identity, [repr(each) for each in self.baselines]]
+        worth = None if self.learned else WORTH
+        return [self.name, worth, self.answering.identity, [repr(each) for each in self.baselines]]
 
     def train(self, trial: Trial, folder: Path) -> Trained:
         labels = trial.frame.rows.labels
         mine = {"train": (trial.frame, trial.train), "tuning": (trial.frame, trial.tuning)}
         where = {**mine, **trial.judged}
         answers = self.answering.answers(trial, where)
-        worth = self.answering.worth
-        if worth is None:
+        if self.learned:
             put_right = recalibrate(labels[trial.train], expit(answers["train"]), slope=False)
         else:
             put_right = _believed(labels[trial.train], answers["train"])
         parts = {name: [logit(put_right(expit(answers[name])))] for name in where}
         given = {name: frame.features.at(places) for name, (frame, places) in where.items()}
         weights = [1.0] * (1 + len(self.baselines))
-        if worth is None:
+        if self.learned:
             for name, counts in given.items():
                 seen = np.column_stack([counts.dense, answers[name]])
                 given[name] = counts._replace(dense=seen)
         else:
-            weights[0] = worth / labels[trial.train].sum() * len(self.baselines)
+            weights[0] = WORTH / labels[trial.train].sum() * len(self.baselines)
         chosen = {}
         for each in self.baselines:
-            if worth is not None:
-                fitted = on_counts(trial, each)
+            if self.learned:
+                train = given["train"], labels[trial.train]
+                tuning = given["tuning"], labels[trial.tuning]
+                threads = torch.get_num_threads()
+                fitted: Any = each.fit(*train, *tuning, seed=trial.seed, threads=threads)
             else:
-                fitted = each.fit(
-                    given["train"],
-                    labels[trial.train],
-                    given["tuning"],
-                    labels[trial.tuning],
-                    seed=trial.seed,
-                    threads=torch.get_num_threads(),
-                )
+                fitted = on_counts(trial, each)
             chosen[each.name] = asdict(fitted.search)["chosen"]
             for name, features in given.items():
                 parts[name].append(logit(np.clip(fitted.predict_proba(features), TINY, 1 - TINY)))
         mean = {n: expit(np.average(part, axis=0, weights=weights)) for n, part in parts.items()}
-        tuning = labels[trial.tuning], mean["tuning"]
-        spread = _calibration(*tuning)
+        judged = labels[trial.tuning], mean["tuning"]
+        spread = _calibration(*judged)
         found = {name: spread(mean[name]) for name in trial.judged}
-        return float(auroc(*tuning)), found, {"chosen": chosen}
+        return float(auroc(*judged)), found, {"chosen": chosen}
 
 
 def _believed(labels: np.ndarray, log_odds: np.ndarray) -> Recalibration:
@@ -250,8 +185,8 @@ def beside_counts(
         foretells = made.weights is not None and getattr(model, "hazards", None) is not None
         if question and foretells:  # untrained, it has nothing to say
             query = QueryArm(family, made.make, made.weights, sizes.max_tokens, sizes.batch_tokens)
-            found += [BesideArm(query, "query", on_codes), query]
+            found += [BesideArm(query, on_codes), query]
         elif frozen:
-            found.append(BesideArm(FrozenAnswer(frozen[0]), "frozen", on_codes))
+            found.append(BesideArm(frozen[0], on_codes))
         found += heads
     return found

@@ -10,17 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from medbert.commands.study.arms import (
-    LEAST_STEPS,
-    Arm,
-    BaselineArm,
-    Trial,
-)
+from medbert.commands.study.arms import LEAST_STEPS, Arm, BaselineArm, Trial
 from medbert.commands.study.judging import groups, oracle
 from medbert.commands.study.reporting import PRETRAINED, UNTRAINED
 from medbert.commands.study.table_one import table_one
 from medbert.commands.study.trainings import Answer, best_of_families
 from medbert.commands.study.trials import EXTERNAL, LEAST_TUNING, Asked
+from medbert.evaluate.baselines import LogisticBaseline
 from medbert.evaluate.comparisons import SeedSpread, over_seeds
 from medbert.evaluate.efficiency import efficiency, score
 from medbert.evaluate.intervals import Results
@@ -92,11 +88,12 @@ class Judge:
         splits = {TRAIN: whole.train, TUNING: whole.tuning, HELD_OUT: places}
         given = {split: frame.at(where) for split, where in splits.items()}
         best = best_of_families(self.arms, mine)
+        baselines = [arm for arm in self.arms if isinstance(arm, BaselineArm)]
         study = analyse(
             self._results(whole, mine, every=True),
             frame.subject_ids[places],
             groups=groups(frame.records, given[HELD_OUT], frame.counts.at(places)),
-            over=next((a.name for a in self.arms if getattr(a, "logistic", False)), None),
+            over=next((a.name for a in baselines if type(a.baseline) is LogisticBaseline), None),
             seed=self.seed,
             n=self.n,
             min_count=self.min_count,
