@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from medbert.commands.encoders.trained_on import PIECE, TRAINED_ON, training_set
+from medbert.commands.encoders.trained_on import TRAINED_ON, pieces, training_set
 from medbert.commands.output.artefacts import artefact, read_json, write_json
 from medbert.commands.privacy.attack import FOUND_BITS, FPR, Attack
 from medbert.commands.privacy.canaries import real
 from medbert.commands.privacy.disclosures import disclosures
 from medbert.data.store import Store
+from medbert.evaluate.intervals import Interval
 from medbert.evaluate.leaks.privacy import (
     CANNOT_TELL,
     CHANCE_BITS,
@@ -82,10 +83,8 @@ def audit(
             if where is not None
         )
         found, n = attack.membership(other[0] if other else None, n_subjects, **how)
-        tpr = f"members found at {FPR:.0%} false alarms"
         findings = [
-            judged(Judged("membership: AUC", found["auc"], max_auc, n, "subjects of a kind")),
-            judged(Judged(f"membership: {tpr}", found["tpr"], max_tpr, n, "subjects of a kind")),
+            *of_membership(found, n, "subjects of a kind", max_auc=max_auc, max_tpr=max_tpr),
             _of_canaries(attack.canaries(alternatives, seed=seed), max_exposure, how),
             _of_rare_codes(records, min_subjects),
             _of_files(folder, records),
@@ -97,14 +96,21 @@ def audit(
             "privacy": config.get("privacy"),
             "notes": [*_NOTES, *([] if told["seed"] is not None else [_GIVEN])],
         }
-        write_json(work / AUDIT, made)
-        (work / "audit.md").write_text(page_of(made), encoding="utf-8")
+        write_audit(work, made, "Audit of an encoder")
     if into_encoder:
         write_json(folder / AUDIT, made)
-    for finding in findings:
-        log.info("%s: %s; %s", finding["check"], finding["verdict"], finding["says"])
-    log.info("verdict: %s; made %s; open %s", made["verdict"], out, Path(out) / "audit.md")
+    tell(made, out)
     return Path(out)
+
+
+def of_membership(
+    found: dict[str, Interval], n: int, of: str, *, max_auc: float, max_tpr: float
+) -> list[Finding]:
+    tpr = f"members found at {FPR:.0%} false alarms"
+    return [
+        judged(Judged("membership: AUC", found["auc"], max_auc, n, of)),
+        judged(Judged(f"membership: {tpr}", found["tpr"], max_tpr, n, of)),
+    ]
 
 
 def judged(one: Judged, more: str = "") -> Finding:
@@ -138,10 +144,9 @@ def _of_canaries(bits: dict[int, np.ndarray], threshold: float, how: dict[str, A
 def _of_rare_codes(records: Store, min_subjects: int) -> Finding:
     """Tokens that some training subjects have, but fewer than ``min_subjects``."""
     size, train = len(records.vocabulary), records.rows(TRAIN)
-    train = train[real(records, train)]
     subjects = np.zeros(size, np.int64)
-    for first in range(0, len(train), PIECE):
-        history = records.history(train[first : first + PIECE])
+    for some in pieces(train[real(records, train)]):
+        history = records.history(some)
         row_T = np.repeat(np.arange(len(history.birth_B)), np.diff(history.offsets_B1))
         known = history.token_T != NO_TOKEN
         pairs = np.unique(row_T[known] * size + history.token_T[known])
@@ -162,7 +167,8 @@ def _of_files(folder: Path, records: Store) -> Finding:
     return {"check": "identifiers in files", "verdict": FAIL if found else PASS, "says": says}
 
 
-def page_of(made: dict[str, Any], title: str = "Audit of an encoder") -> str:
+def write_audit(work: Path, made: dict[str, Any], title: str) -> str:
+    """Writes audit.json and audit.md; returns the latter."""
     rows = [f"| {f['check']} | {f['verdict']} | {f['says']} |" for f in made["findings"]]
     lines = [
         f"# {title}",
@@ -173,4 +179,12 @@ def page_of(made: dict[str, Any], title: str = "Audit of an encoder") -> str:
     if promise := made["privacy"]:
         told = "Trained with {method}: epsilon {epsilon:.2f} at delta {delta:g}. Not covered: "
         lines.append(told.format(**promise) + "; ".join(promise["not_covered"]) + ".")
-    return "\n\n".join(lines) + "\n"
+    write_json(work / AUDIT, made)
+    (work / "audit.md").write_text(page := "\n\n".join(lines) + "\n", encoding="utf-8")
+    return page
+
+
+def tell(made: dict[str, Any], out: str) -> None:
+    for finding in made["findings"]:
+        log.info("%s: %s; %s", finding["check"], finding["verdict"], finding["says"])
+    log.info("verdict: %s; made %s; open %s", made["verdict"], out, Path(out) / "audit.md")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from pathlib import Path
 from random import Random
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from medbert.commands.audit import AUDIT, Finding, judged, page_of
+from medbert.commands.audit import AUDIT, Finding, judged, of_membership, tell, write_audit
 from medbert.commands.benchmark_text import weights_sha256
 from medbert.commands.notes.parts import withheld
 from medbert.commands.output.artefacts import artefact, write_json
@@ -21,8 +20,6 @@ from medbert.evaluate.leaks.privacy import CANNOT_TELL, CHANCE_BITS, Judged, mea
 from medbert.schema import TRAIN, InputError
 from medbert.text.bench.masked import NATS, PIECES, MaskedModel
 from medbert.text.corpus.documents import Corpus
-
-log = logging.getLogger(__name__)
 
 _NOTES = (
     "Members are patients of the train split, the others those of tuning and held_out: one pool. "
@@ -68,10 +65,8 @@ def audit_text(
         texts, member = _patients(notes, n_patients, characters, seed)
         found = _membership(ours, reference, texts, member, how)
         n = int(min(member.sum(), (~member).sum()))
-        tpr = f"members found at {FPR:.0%} false alarms"
         findings = [
-            judged(Judged("membership: AUC", found["auc"], max_auc, n, "patients of a kind")),
-            judged(Judged(f"membership: {tpr}", found["tpr"], max_tpr, n, "patients of a kind")),
+            *of_membership(found, n, "patients of a kind", max_auc=max_auc, max_tpr=max_tpr),
             *_canaries(notes, ours, reference, alternatives, max_exposure, how),
         ]
         made = {
@@ -81,15 +76,11 @@ def audit_text(
             "privacy": None,
             "notes": [*_NOTES, *([_LATER] if later else [])],
         }
-        write_json(work / AUDIT, made)
-        page = page_of(made, "Audit of a text model")
-        (work / "audit.md").write_text(page, encoding="utf-8")
+        page = write_audit(work, made, "Audit of a text model")
     if into_model:
         write_json(Path(model) / AUDIT, made)
         _into_card(Path(model) / "README.md", page)
-    for finding in findings:
-        log.info("%s: %s; %s", finding["check"], finding["verdict"], finding["says"])
-    log.info("verdict: %s; made %s; open %s", made["verdict"], out, Path(out) / "audit.md")
+    tell(made, out)
     return Path(out)
 
 

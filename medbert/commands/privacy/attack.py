@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,16 +92,9 @@ class Attack:
         return {int(n): bits[repeats == n] for n in np.unique(repeats[repeats > 0])}
 
     def losses(self, data: Sequences, indices: np.ndarray) -> np.ndarray:
-        found = []
-
-        def work() -> Iterator[int]:
-            for index in indices:
-                found.append(self._loss(data[np.full(self.copies, index)]))
-                yield int(data.lengths[index])
-
-        for _ in follow(work(), f"losses of {self.folder.name}", len(indices)):
-            pass
-        return np.array(found)
+        what, length_N = f"losses of {self.folder.name}", data.lengths
+        shown = follow(indices, what, len(indices), size=lambda index: int(length_N[index]))
+        return np.array([self._loss(data[np.full(self.copies, index)]) for index in shown])
 
     def has_seen(self, subject_ids: np.ndarray) -> np.ndarray:
         """Which subjects it was trained or chosen on, in the store that it was trained on."""
