@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ from scipy import sparse
 
 from medbert.commands.encoders.classifier import Rows, by_split
 from medbert.commands.encoders.trained_on import (
-    PIECE,
     code_keys,
+    pieces,
     record_keys,
     seen_in_pretraining,
     timed,
@@ -163,13 +163,12 @@ def _look(
     diagnosis, death = is_diagnosis(records.codes), matches(records.codes, [f"^{DEATH}"])
     wanted = matches(records.codes, list(outcome)) if outcome else np.zeros(len(death), bool)
     parts = []
-    for here in _pieces(len(rows.rows)):
+    for here in pieces(np.arange(len(rows.rows))):
         until, n = rows.until[here], len(here)
         whole = records.history(rows.rows[here])
         given = records.history(rows.rows[here], until=until)
-        row_T, row_V, of_T = map(
-            _owner, (whole.offsets_B1, whole.visit_offsets_B1, given.offsets_B1)
-        )
+        row_T, row_V = _owner(whole.offsets_B1), _owner(whole.visit_offsets_B1)
+        of_T = _owner(given.offsets_B1)
         told_T = wanted[given.code_T]
         if washout_days is not None:
             told_T &= given.time_T > until[of_T] - washout_days * DAY_US
@@ -198,9 +197,8 @@ def _late(
     whole: History, given: History, until: np.ndarray, diagnosis: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Rows of which ``given`` tells something that is after ``until``, or known only after it."""
-    row_V, of_T, of_V = map(
-        _owner, (whole.visit_offsets_B1, given.offsets_B1, given.visit_offsets_B1)
-    )
+    row_V, of_V = _owner(whole.visit_offsets_B1), _owner(given.visit_offsets_B1)
+    of_T = _owner(given.offsets_B1)
     n, going_V, begun_V = len(until), whole.end_V > until[row_V], whole.start_V <= until[row_V]
     told_V = ~np.isnan(given.stay_V)
     if len(told_V) == begun_V.sum():  # else visits are late, and are told so
@@ -265,7 +263,7 @@ def _copies(records: Store) -> list[Finding | None]:
     key_S, enough_S = record_keys(records)
     twin_S = leakage.twins(key_S, enough_S, records.split_of_row)
     codes, days, subjects, sizes = [], [], [], []
-    for here in _pieces(len(records)):
+    for here in pieces(np.arange(len(records))):
         row_T, time_T, code_T = timed(records, here)
         day_T = time_T // DAY_US
         new = np.r_[True, (row_T[1:] != row_T[:-1]) | (day_T[1:] != day_T[:-1])][: len(row_T)]
@@ -291,10 +289,6 @@ def _copies(records: Store) -> list[Finding | None]:
 
 
 # --- subjects laid end to end -------------------------------------------------------------------
-
-
-def _pieces(total: int) -> Iterator[np.ndarray]:
-    return (np.arange(i, min(i + PIECE, total)) for i in range(0, total, PIECE))
 
 
 def _owner(offsets: np.ndarray) -> np.ndarray:

@@ -128,8 +128,7 @@ class Scoring(NamedTuple):
         was trained with. Raises InputError for what cannot be used."""
         records, there = Store(store), place(device)
         model: Any = load_encoder(folder, records).to(there).eval()
-        file = Path(folder) / "settings.json"
-        begun = read_json(file) if file.is_file() else {}
+        begun = read_json(Path(folder) / "settings.json", missing={})
         longest = begun.get("max_tokens", 512) if max_tokens is None else max_tokens
         most = model.config.get("positions") or math.inf
         if not 0 < longest <= most:

@@ -52,14 +52,12 @@ def seen_in_pretraining(
     if _counted_elsewhere(records, records.vocabulary):
         masks["the vocabulary was counted on other subjects than those of train"] = anybody
     for folder in _lineage(encoder_dir):
-        begun, told = _settings(folder), _told(folder)
-        other = _opened(begun.get("store"), records)
+        told = checkpoint.read_config(folder).get(TRAINED_ON, {}) if folder.is_dir() else {}
+        other = _opened(_settings(folder).get("store"), records)
         if other is None:
             same = told.get("sha256") == training_set(records)["sha256"]
-            hashed = told.get("seed") is not None
-            if not same and (
-                not hashed or (_by_hash(records.subject_ids[rows], told) == TRAIN).any()
-            ):
+            ids, hashed = records.subject_ids[rows], told.get("seed") is not None
+            if not same and (not hashed or (_by_hash(ids, told) == TRAIN).any()):
                 unknown = "a store that the encoder was trained on cannot be read"
         elif _changed_since(folder, told, other):
             masks["splits have changed since the encoder was trained"] = anybody
@@ -77,7 +75,8 @@ def seen_in_pretraining(
 def _changed_since(folder: Path, told: Mapping[str, Any], other: Store) -> bool:
     if told:
         return told["sha256"] != training_set(other)["sha256"]
-    return _counted_elsewhere(other, _vocabulary(folder))
+    there = (folder / "vocabulary.parquet").is_file()
+    return there and _counted_elsewhere(other, Vocabulary.load(folder))
 
 
 def _lineage(encoder_dir: str | Path | None) -> Iterator[Path]:
@@ -88,16 +87,7 @@ def _lineage(encoder_dir: str | Path | None) -> Iterator[Path]:
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    file = folder / "settings.json"
-    return read_json(file) if file.is_file() else {}
-
-
-def _told(folder: Path) -> dict[str, Any]:
-    return checkpoint.read_config(folder).get(TRAINED_ON, {}) if folder.is_dir() else {}
-
-
-def _vocabulary(folder: Path) -> Vocabulary | None:
-    return Vocabulary.load(folder) if (folder / "vocabulary.parquet").is_file() else None
+    return read_json(folder / "settings.json", missing={})
 
 
 def _by_hash(ids: np.ndarray, rule: Mapping[str, Any]) -> np.ndarray:
@@ -116,14 +106,14 @@ def _opened(path: str | None, records: Store) -> Store | None:
         return None
 
 
-def _counted_elsewhere(records: Store, vocabulary: Vocabulary | None) -> bool:
+def _counted_elsewhere(records: Store, vocabulary: Vocabulary) -> bool:
     """Whether a vocabulary that was fitted on this store counts events that train does not have."""
     fitted_here = _settings(records.folder).get("vocabulary", "unknown") is None
-    if not fitted_here or vocabulary is None or vocabulary.sha256 != records.vocabulary.sha256:
+    if not fitted_here or vocabulary.sha256 != records.vocabulary.sha256:
         return False
-    counts, train = np.zeros(len(vocabulary), np.int64), records.rows(TRAIN)
-    for first in range(0, len(train), PIECE):
-        token_T = records.history(train[first : first + PIECE]).token_T
+    counts = np.zeros(len(vocabulary), np.int64)
+    for some in pieces(records.rows(TRAIN)):
+        token_T = records.history(some).token_T
         counts += np.bincount(token_T[token_T != NO_TOKEN], minlength=len(vocabulary))
     return bool((vocabulary.counts > counts).any())
 
@@ -140,12 +130,8 @@ def _split_there(records: Store, rows: np.ndarray, other: Store) -> np.ndarray:
     twin = np.r_[known, -1][place]
     same = enough_S[rows] & (twin >= 0) & (other_key_S[twin] == key_S[rows])
     at = np.where(same, twin, other.rows_of(records.subject_ids[rows]))
-    asked = np.flatnonzero(~same & (at >= 0))
-    shared = np.zeros(len(asked), bool)
-    for first in range(0, len(asked), PIECE):
-        piece = asked[first : first + PIECE]
-        shared[first : first + PIECE] = _alike(records, rows[piece], other, at[piece])
-    at[asked[~shared]] = -1
+    for some in pieces(np.flatnonzero(~same & (at >= 0))):
+        at[some[~_alike(records, rows[some], other, at[some])]] = -1
     return np.where(at < 0, "", other.split_of_row[at])
 
 
@@ -171,12 +157,16 @@ def _alike(records: Store, rows: np.ndarray, other: Store, other_rows: np.ndarra
 # --- hashes of records --------------------------------------------------------------------------
 
 
+def pieces(rows: np.ndarray) -> list[np.ndarray]:
+    """Of rows, those that are read at once."""
+    return np.split(rows, range(PIECE, len(rows), PIECE)) if len(rows) else []
+
+
 def record_keys(records: Store) -> tuple[np.ndarray, np.ndarray]:
     """A hash of the dated inputs of each subject, and whether they are enough to know it by: some
     codes, at more than one time."""
     key_S, enough_S = np.zeros(len(records), np.uint64), np.zeros(len(records), bool)
-    for first in range(0, len(records), PIECE):
-        here = np.arange(first, min(first + PIECE, len(records)))
+    for here in pieces(np.arange(len(records))):
         row_T, time_T, code_T = timed(records, here)
         np.add.at(key_S, here[row_T], event_keys(records, time_T, code_T))  # modulo 2**64
         new_T = np.r_[False, (row_T[1:] == row_T[:-1]) & (time_T[1:] > time_T[:-1])][: len(row_T)]

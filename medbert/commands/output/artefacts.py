@@ -110,7 +110,10 @@ def write_json(path: Path, value: Any) -> None:
     part.replace(path)
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *, missing: Any = None) -> Any:
+    """InputError where the file is damaged, or is not there and nothing stands for it."""
+    if missing is not None and not path.is_file():
+        return missing
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -15,8 +15,7 @@ CANARIES = "canaries.json"
 
 def planted(records: Store) -> list[dict[str, Any]]:
     """``subject_ids`` and ``tokens`` of each canary of a store; none of one without."""
-    file = records.folder / CANARIES
-    return read_json(file)["canaries"] if file.is_file() else []
+    return read_json(records.folder / CANARIES, missing={"canaries": []})["canaries"]
 
 
 def real(records: Store, rows: np.ndarray) -> np.ndarray:

@@ -24,8 +24,7 @@ class Canary(NamedTuple):
 
 def planted(corpus: Corpus) -> list[dict[str, Any]]:
     """``repeats``, ``text``, ``start`` and ``end`` of each canary; none of a corpus without."""
-    file = corpus.folder / CANARIES
-    return read_json(file)["canaries"] if file.is_file() else []
+    return read_json(corpus.folder / CANARIES, missing={"canaries": []})["canaries"]
 
 
 def drawn(n: int, *, random: Random) -> list[Canary]:
