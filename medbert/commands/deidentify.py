@@ -164,8 +164,8 @@ def _in_parts(
 ) -> Iterator[Row]:
     """What became of each note."""
     found, redacted = folder / "finding", folder / "redacting"
-    with processes(workers, needed) as pool:
-        go = partial(run, pool, n_parts=n_parts, ahead=2 * workers)
+    with processes(workers, needed) as submit:
+        go = partial(run, submit, n_parts=n_parts, ahead=2 * workers if workers > 1 else 0)
         go(_find, ((some, persons.of(some)) for some in parts(source())), found)
         names, had = _names(source(), found, needed.threshold), rows(found)
         beside = (

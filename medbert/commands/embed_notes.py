@@ -86,26 +86,20 @@ def embed_notes(
     with artefact(out, overwrite=overwrite, settings=settings) as folder:
         file = folder / "embeddings.parquet"
         with parquet.ParquetWriter(file, schema, compression="zstd") as writer:
-
-            def done() -> Iterator[int]:
-                for some in parts(source(patient_pattern=patient_pattern)):
-                    notes = [note for note in some if note.patient_id]
-                    counts.update(notes=len(notes), of_no_patient=len(some) - len(notes))
-                    if notes:
-                        writer.write_table(_table(notes, model, schema))
-                    yield len(some)
-
-            for _ in follow(done(), "embedding", n_parts, unit="notes"):
-                pass
+            read_parts = parts(source(patient_pattern=patient_pattern))
+            for some in follow(read_parts, "embedding", n_parts, unit="notes", size=len):
+                notes = [note for note in some if note.patient_id]
+                counts.update(notes=len(notes), of_no_patient=len(some) - len(notes))
+                if notes:
+                    writer.write_table(_table(notes, model, schema))
         if not counts["notes"]:
             raise InputError(f"{in_}: no note has a patient; say columns.patient_id=")
         if n_codes:
             counts["events"] = _events(folder, n_codes, splits, seed)
             if undated := counts["notes"] - counts["events"]:
                 log.warning("%s notes have no time, and make no event", f"{undated:,}")
-        write_json(
-            folder / "summary.json", {**counts, "hidden": model.hidden, "encoder_dir": encoder_dir}
-        )
+        told = {**counts, "hidden": model.hidden, "encoder_dir": encoder_dir}
+        write_json(folder / "summary.json", told)
     log.info("made %s: %s notes; open %s", out, f"{counts['notes']:,}", Path(out) / file.name)
     return Path(out)
 
@@ -159,7 +153,7 @@ def _events(folder: Path, codes: int, splits: str | None, seed: int) -> int:
 
 
 def _tables(file: parquet.ParquetFile) -> Iterator[pa.Table]:
-    yield from map(file.read_row_group, range(file.num_row_groups))
+    return map(file.read_row_group, range(file.num_row_groups))
 
 
 def _training_subjects(splits: str | None) -> pa.ChunkedArray | None:

@@ -26,6 +26,7 @@ _NOTES, _CHARACTERS = 500, 200_000  # of a part: whichever is reached first
 
 Row = dict[str, Any]
 Work = Callable[..., Row]  # a function of a note, and of what goes with it
+Submit = Callable[..., Callable[[], Any]]  # a function and its arguments -> what gives the result
 
 _here: list[Any] = []  # what ``work`` needs in this process, made once
 
@@ -52,15 +53,15 @@ def rows(stage: Path) -> Iterator[Row]:
 
 
 @contextmanager
-def processes(workers: int, needed: Any) -> Iterator[ProcessPoolExecutor | None]:
-    """Each has ``needed``. None: this process alone."""
+def processes(workers: int, needed: Any) -> Iterator[Submit]:
+    """Each has ``needed``; where one worker is wanted, it is this process."""
     if workers == 1:
         _begin(needed)
-        yield None
+        yield partial
         return
     try:
         with ProcessPoolExecutor(workers, get_context("spawn"), _begin, (needed,)) as pool:
-            yield pool
+            yield lambda *call: pool.submit(*call).result
     except BrokenProcessPool:
         raise Unfinished(
             "a process was ended from outside (out of memory?); what is done is kept: repeat the "
@@ -83,7 +84,7 @@ def _end_with(parent: Any) -> None:
 
 
 def run(
-    pool: ProcessPoolExecutor | None,
+    submit: Submit,
     work: Work,
     jobs: Iterable[tuple[list[Note], Iterable[tuple[Any, ...]]]],
     stage: Path,
@@ -102,11 +103,9 @@ def run(
             file = stage / f"{number:07}.jsonl"
             if file.exists():
                 waiting.append(partial(len, notes))
-            elif pool is None:
-                waiting.append(partial(_part, file, work, notes, [*beside]))
             else:
-                waiting.append(pool.submit(_part, file, work, notes, [*beside]).result)
-            if pool is None or len(waiting) > ahead:
+                waiting.append(submit(_part, file, work, notes, [*beside]))
+            if len(waiting) > ahead:
                 yield waiting.popleft()()
         yield from (result() for result in waiting)
 

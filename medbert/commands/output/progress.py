@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 log = logging.getLogger(__name__)
@@ -22,52 +23,47 @@ def show(what: Any) -> None:
         console.print(what)
 
 
-def follow(done: Iterable[int], what: str, total: int, *, unit: str = "events") -> Iterator[int]:
-    """Yields what ``done`` yields, the events of each finished job, and shows rate and time left.
+def follow(
+    items: Iterable[Any],
+    what: str,
+    total: int,
+    *,
+    unit: str = "events",
+    size: Callable[[Any], int] = int,
+) -> Iterator[Any]:
+    """Yields the items, and shows the rate and the time left of what is done with them.
 
-    Jobs that an interrupted run had finished pass at once, so the first rates can be too high.
+    ``size``: how many events an item has; else it is that number, of a job that has finished. Jobs
+    that an interrupted run had finished pass at once, so the first rates can be too high.
     """
-    if sys.stderr.isatty():
-        yield from _bar(done, what, total, unit)
-        return
     begun = said = time.monotonic()
-    events = 0
-    for n_jobs, n in enumerate(done, start=1):
-        events += n
-        now = time.monotonic()
-        if now - said > _LINE_EVERY_S or n_jobs == total:
+    events, bar = 0, _bar() if sys.stderr.isatty() else None
+    with bar or nullcontext():
+        task = bar.add_task(what, total=total, rate="") if bar else None
+        for n_jobs, item in enumerate(items, start=1):
+            yield item
+            events += size(item)
+            now = time.monotonic()
             rate = events / max(now - begun, 1e-9)
-            left = (now - begun) / n_jobs * (total - n_jobs)
-            text = "%s: %d of %d jobs, %s %s, %s a second, %.0f s left"
-            log.info(text, what, n_jobs, total, f"{events:,}", unit, f"{rate:,.0f}", left)
-            said = now
-        yield n
+            if bar:
+                bar.update(task, advance=1, rate=f"{events:,} {unit}, {rate:,.0f}/s")
+            elif now - said > _LINE_EVERY_S or n_jobs == total:
+                left = (now - begun) / n_jobs * (total - n_jobs)
+                text = "%s: %d of %d jobs, %s %s, %s a second, %.0f s left"
+                log.info(text, what, n_jobs, total, f"{events:,}", unit, f"{rate:,.0f}", left)
+                said = now
 
 
-def _bar(done: Iterable[int], what: str, total: int, unit: str) -> Iterator[int]:
+def _bar() -> Any:
+    from rich import progress as rich
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(),
+        rich.MofNCompleteColumn(),
+        rich.TextColumn("{task.fields[rate]}"),
+        rich.TimeElapsedColumn(),
+        rich.TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(what, total=total, rate="")
-        begun, events = time.monotonic(), 0
-        for n in done:
-            events += n
-            rate = events / max(time.monotonic() - begun, 1e-9)
-            progress.update(task, advance=1, rate=f"{events:,} {unit}, {rate:,.0f}/s")
-            yield n
+    return rich.Progress(*columns, console=Console(stderr=True))
