@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ log = logging.getLogger(__name__)
 
 HELD_OUT_PATIENTS, GENERAL = "held-out patients", "general text"
 _FORMAT = 1  # of what is kept of an answer
-_FREE = ("models", "tasks", "seeds", "pairs", "reference", "n_bootstrap", "level", "corpus")
+_OF_TASKS = ("models", "tasks", "seeds", "pairs", "reference", "corpus", "general")
+_FREE = (*_OF_TASKS, "n_bootstrap", "level")
 Job = tuple[str, str, int]  # task, model, seed
 
 
@@ -55,14 +56,13 @@ def benchmark_text(
     so that a killed run goes on; ``answers`` names a folder of them for several reports.
     """
     folders = {name: Path(folder) for name, folder in models.items() if folder}
-    everything = _tasks(tasks, corpus, general)
+    texts = {HELD_OUT_PATIENTS: corpus, GENERAL: general}
+    everything = {**{name: MaskedLoss(path) for name, path in texts.items() if path}, **tasks}
     compared = _pairs(pairs, folders, reference)
     if len(folders) < 2 or not everything:
         raise InputError("give two models or more (models.NAME=folder), and a corpus or a task")
-    told = {**settings["tasks"], HELD_OUT_PATIENTS: corpus, GENERAL: general}
-    with artefact(
-        out, overwrite=overwrite, settings=settings, resumable=True, free=(*_FREE, "general")
-    ) as work:
+    told = {**settings["tasks"], **texts}
+    with artefact(out, overwrite=overwrite, settings=settings, resumable=True, free=_FREE) as work:
         kept = Path(answers) if answers else work / "answers"
         kept.mkdir(parents=True, exist_ok=True)
         runs = _Runs(everything, folders, kept, {n: _digest(told[n]) for n in everything})
@@ -83,11 +83,6 @@ def benchmark_text(
         log.info(line)
     log.info("made %s; open %s", out, Path(out) / "report.html")
     return metrics
-
-
-def _tasks(tasks: Mapping[str, Task], corpus: str | None, general: str | None) -> dict[str, Task]:
-    own = {HELD_OUT_PATIENTS: corpus, GENERAL: general}
-    return {**{name: MaskedLoss(path) for name, path in own.items() if path}, **tasks}
 
 
 def _pairs(
@@ -115,14 +110,9 @@ class _Runs:
         task = self.tasks[name]
         items, every = task.items(), range(seed, seed + (seeds if task.seeded else 1))
         jobs = [(name, model, s) for s in every for model in self.models]
-
-        def done() -> Iterator[int]:
-            for job in jobs:
-                self._answer(job)
-                yield len(items.cluster_N)
-
-        for _ in follow(done(), name, len(jobs), unit="items"):
-            pass
+        size = len(items.cluster_N)
+        for job in follow(jobs, name, len(jobs), unit="items", size=lambda job: size):
+            self._answer(job)
         counts = {m: np.stack([self._answer((name, m, s)) for s in every]) for m in self.models}
         simple = [task.beside(seed=s) for s in every]
         beside = {b: np.stack([one[b] for one in simple]) for b in simple[0]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -17,14 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import parquet
 
-from medbert.commands.notes.corpus_rows import (
-    Kept,
-    about,
-    left_out_of,
-    of_the_time,
-    signatures_of,
-    splits_of,
-)
+from medbert.commands.notes.corpus_rows import Kept, of_the_time, splits_of
 from medbert.commands.notes.parts import processes, withheld
 from medbert.commands.output.artefacts import artefact, read_json, write_json
 from medbert.commands.output.progress import follow
@@ -80,21 +73,22 @@ def corpus(
     sources = [in_] if isinstance(in_, str) else [*in_]
     given = partial(read, format=format, columns=columns, encoding=encoding)
     notes = (n for path in sources for n in given(path, patient_pattern=patient_pattern))
-    rules = Rules(site, identify, min_words, secret)
     sizes = [size for path in sources for size in _sizes(Path(path), Path(out))]
     begun = {**settings, "files": sizes}
     with artefact(out, overwrite=overwrite, settings=begun, resumable=True, free=_FREE) as folder:
         files = _sorted(folder / "work" / "sorted", notes, sum(n for _, n, _ in sizes))
+        rules = Rules(site, identify, min_words, secret)
         cleaned = _cleaned(folder / "work" / "cleaned", files, rules, workers)
-        keep = Kept(about(cleaned), left_out_of(cleaned))
-        table = keep.table
-        _leave_out(keep, languages, away)
+        table = (keep := Kept(cleaned)).table
+        if languages:
+            keep.only(pc.is_in(table["language"], pa.array([*languages])), "other languages")
+        if away:
+            keep.only(~away.of(table["sha256"].to_pylist()), "at another site")
         splits_N = splits_of(table, fractions, seed, splits)
         keep.only(of_the_time(table, splits_N, held_out_from), "outside its split's time")
-        copies_N = keep.near_copies(cleaned, near)
-        if quotas or most_words:
-            keep.sample(quotas, most_words, seed)
-        _write(folder / "documents.parquet", cleaned, keep.mask_N, splits_N, copies_N)
+        copies_N = keep.near_copies(near)
+        keep.sample(quotas, most_words, seed)
+        _write(folder / "documents.parquet", keep, splits_N, copies_N)
         manifest = {
             **_counted(table.filter(pa.array(keep.mask_N)), splits_N[keep.mask_N]),
             "dropped": dict(keep.left_out),
@@ -103,17 +97,10 @@ def corpus(
         }
         write_json(folder / "manifest.json", manifest)
         if key:
-            _send(folder / FOLDER, manifest, table, cleaned, keep.mask_N, secret)
+            _send(folder / FOLDER, manifest, keep, secret)
     shutil.rmtree(Path(out) / "work")
     _say(manifest, out)
     return manifest
-
-
-def _leave_out(keep: Kept, languages: Sequence[str] | None, away: Away | None) -> None:
-    if languages:
-        keep.only(pc.is_in(keep.table["language"], pa.array([*languages])), "other languages")
-    if away:
-        keep.only(~away.of(keep.table["sha256"].to_pylist()), "at another site")
 
 
 def _say(manifest: dict[str, Any], out: str) -> None:
@@ -121,9 +108,7 @@ def _say(manifest: dict[str, Any], out: str) -> None:
         "%s: %s documents of %s patients, %s words (%s notes read); next: medbert corpus gate "
         "corpus=%s gold=... found=...",
         out,
-        f"{manifest['documents']:,}",
-        f"{manifest['patients']:,}",
-        f"{manifest['words']:,}",
+        *(f"{manifest[what]:,}" for what in ("documents", "patients", "words")),
         f"{manifest['notes']['notes']:,}",
         out,
     )
@@ -165,56 +150,36 @@ def _cleaned(folder: Path, files: list[Path], rules: Rules, workers: int) -> lis
     folder.mkdir(parents=True, exist_ok=True)
     made = [folder / f"{file.stem}.parquet" for file in files]
     todo = [(a, b) for a, b in zip(files, made, strict=True) if not b.exists()]
-    with processes(workers, None) as pool:
-        if pool is None:
-            done: Iterator[int] = (clean_file(*pair, rules) for pair in todo)
-        else:
-            jobs = [pool.submit(clean_file, *pair, rules) for pair in todo]
-            done = (job.result() for job in jobs)
-        for _ in follow(done, "cleaning", len(todo), unit="notes"):
+    with processes(workers, None) as submit:
+        jobs = [submit(clean_file, *pair, rules) for pair in todo]
+        for _ in follow((result() for result in jobs), "cleaning", len(todo), unit="notes"):
             pass
     return made
 
 
-def _write(
-    file: Path,
-    cleaned: list[Path],
-    mask_N: NDArray[np.bool_],
-    splits_N: NDArray[np.str_],
-    copies_N: NDArray[np.int64],
-) -> None:
+def _write(file: Path, keep: Kept, splits_N: NDArray[np.str_], copies_N: NDArray[np.int64]) -> None:
     at = 0
     with parquet.ParquetWriter(file, DOCUMENTS, compression="zstd") as writer:
-        for source in cleaned:
+        for source in keep.cleaned:
             with parquet.ParquetFile(source) as part:
                 for batch in part.iter_batches(1024):
                     here = slice(at, at + len(batch))
                     at += len(batch)
-                    table = pa.table(
-                        {
-                            **{name: batch[name] for name in CLEANED.names if name != "words"},
-                            "split": pa.array(splits_N[here]),
-                            "copies": pa.array(copies_N[here], pa.int32()),
-                        }
-                    ).select(DOCUMENTS.names)
-                    kept = table.filter(pa.array(mask_N[here]))
+                    columns = {name: batch[name] for name in CLEANED.names if name != "words"}
+                    columns |= {"split": pa.array(splits_N[here])}
+                    columns |= {"copies": pa.array(copies_N[here], pa.int32())}
+                    table = pa.table(columns).select(DOCUMENTS.names)
+                    kept = table.filter(pa.array(keep.mask_N[here]))
                     if len(kept):
                         writer.write_table(kept.cast(DOCUMENTS))
 
 
-def _send(
-    folder: Path,
-    manifest: dict[str, Any],
-    table: pa.Table,
-    cleaned: list[Path],
-    mask_N: NDArray[np.bool_],
-    secret: bytes,
-) -> None:
+def _send(folder: Path, manifest: dict[str, Any], keep: Kept, secret: bytes) -> None:
     """What other sites may have."""
     folder.mkdir(exist_ok=True)
     write_json(folder / "manifest.json", shared(manifest, secret))
-    kept = np.flatnonzero(mask_N)
-    sent = signed(table.take(kept), signatures_of(cleaned)[kept], secret)
+    kept = np.flatnonzero(keep.mask_N)
+    sent = signed(keep.table.take(kept), keep.signatures()[kept], secret)
     parquet.write_table(sent, folder / "signatures.parquet")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from pyarrow import parquet
@@ -43,13 +42,8 @@ def corpus_compare(
     with artefact(out, overwrite=overwrite, settings=settings) as folder:
         write_json(folder / "overlap.json", told)
         parquet.write_table(leaving, folder / "leaving.parquet")
-    log.info(
-        "made %s: %s documents are near copies of another site's; next, at each site: medbert "
-        "corpus ... without=%s",
-        out,
-        f"{len(leaving):,}",
-        Path(out),
-    )
+    found = f"{len(leaving):,} documents are near copies of another site's"
+    log.info("made %s: %s; next, at each site: medbert corpus ... without=%s", out, found, out)
     return told
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,12 @@ from medbert.commands.notes.parts import withheld
 from medbert.commands.output.artefacts import write_json
 from medbert.commands.output.progress import follow
 from medbert.commands.score_deid import pairs
-from medbert.schema import InputError, Span
+from medbert.schema import InputError
 from medbert.text.corpus.documents import Corpus
 from medbert.text.corpus.gating import Bounds, Group, Labelled, Residual
 from medbert.text.corpus.sampling import chance
 from medbert.text.formats.jsonl import rows
-from medbert.text.notes import Note, Options, read
+from medbert.text.notes import Options, read
 from medbert.text.spans import Detector
 
 log = logging.getLogger(__name__)
@@ -61,11 +61,13 @@ def corpus_gate(
     bounds = Bounds(recall, residual, confidence)
     labelled = Labelled(by)
     if gold and found:
-        notes = read(gold, format=format, columns=columns, encoding=encoding)
-        _compare(labelled, pairs(notes, found, labels, counts := Counter[str]()))
-        if counts["notes"] == counts["without"]:
-            raise InputError(f"{found}: it has no note of {gold}; do their ids differ?")
-    rows_of = labelled.groups(_needed(there, by), bounds)
+        how = {"format": format, "columns": columns, "encoding": encoding}
+        for note, both in pairs(gold, found, labels, Counter(), **how):
+            labelled.add(note, *both)
+    needed: Counter[Group] = Counter()  # documents of each group
+    for row in there.manifest["groups"]:
+        needed[tuple(row[field] for field in by)] += row["documents"]
+    rows_of = labelled.groups(needed, bounds)
     chosen = _sample(there, by, sample, seed)
     left = Residual(
         detector,
@@ -74,7 +76,10 @@ def corpus_gate(
         sure=sure,
         known=_surrogates(found, {note for note, _ in chosen.values()}) if found else {},
     )
-    _look(there, chosen, left)
+    drawn = (document for at, document in enumerate(there.documents()) if at in chosen)
+    shown = follow(drawn, "looking for PHI", len(chosen), unit="documents", size=lambda one: 1)
+    for document in shown:
+        left.add(document)
     seen_of = left.groups(bounds)
     report = {
         "passed": all(row["passed"] for row in [*rows_of, *seen_of]),
@@ -86,11 +91,7 @@ def corpus_gate(
         "settings": settings,
     }
     write_json(there.folder / "gate.json", report)
-    _show(by, rows_of, seen_of)
-    if report["passed"]:
-        log.info("passed; next: medbert adapt corpus=%s base=... out=adapted/", corpus)
-    else:
-        log.warning("NOT passed: medbert adapt will not train on %s", corpus)
+    _show(by, report, corpus)
     return report
 
 
@@ -99,19 +100,6 @@ def _check(by: Sequence[str], gold: str | None, found: str | None) -> None:
         raise InputError(f"by: {unknown[0]}: of {', '.join(_FIELDS)}")
     if gold and not found:
         raise InputError("found: what was found in the notes of gold: out of medbert deidentify")
-
-
-def _needed(corpus: Corpus, by: Sequence[str]) -> Counter[Group]:
-    """How many documents each group has."""
-    needed: Counter[Group] = Counter()
-    for row in corpus.manifest["groups"]:
-        needed[tuple(row[field] for field in by)] += row["documents"]
-    return needed
-
-
-def _compare(labelled: Labelled, both: Iterable[tuple[Note, list[list[Span]]]]) -> None:
-    for note, (marked, seen) in both:
-        labelled.add(note, marked, seen)
 
 
 def _sample(corpus: Corpus, by: Sequence[str], n: int, seed: int) -> dict[int, tuple[str, Group]]:
@@ -125,17 +113,6 @@ def _sample(corpus: Corpus, by: Sequence[str], n: int, seed: int) -> dict[int, t
         for group, drawn in groups.items()
         for _, at in sorted(drawn)[:n]
     }
-
-
-def _look(corpus: Corpus, chosen: Collection[int], left: Residual) -> None:
-    def done() -> Any:
-        for at, document in enumerate(corpus.documents()):
-            if at in chosen:
-                left.add(document)
-                yield 1
-
-    for _ in follow(done(), "looking for PHI", len(chosen), unit="documents"):
-        pass
 
 
 def _surrogates(found: str, wanted: Collection[str]) -> dict[str, set[str]]:
@@ -161,17 +138,15 @@ def _sha256(path: str | None) -> str | None:
     if path is None:
         return None
     place, digest = Path(path), hashlib.sha256()
-    for file in sorted(
-        f for f in ([place] if place.is_file() else place.rglob("*")) if f.is_file()
-    ):
+    for file in sorted(f for f in (place, *place.rglob("*")) if f.is_file()):
         digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()
 
 
-def _show(by: Sequence[str], labelled: list[Any], left: list[Any]) -> None:
+def _show(by: Sequence[str], report: dict[str, Any], corpus: str) -> None:
     table = Table(*by, "labelled", "spans", "missed", "recall at least", "still seen in", "verdict")
-    seen = {tuple(row[field] for field in by): row for row in left}
-    for row in labelled:
+    seen = {tuple(row[field] for field in by): row for row in report["residual"]}
+    for row in report["labelled"]:
         group = tuple(row[field] for field in by)
         other = seen.get(group)
         least = row["recall_at_least"]
@@ -186,3 +161,7 @@ def _show(by: Sequence[str], labelled: list[Any], left: list[Any]) -> None:
             why or "passed",
         )
     Console().print(table)
+    if report["passed"]:
+        log.info("passed; next: medbert adapt corpus=%s base=... out=adapted/", corpus)
+    else:
+        log.warning("NOT passed: medbert adapt will not train on %s", corpus)

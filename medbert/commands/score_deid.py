@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +68,13 @@ def score_deid(
         for name in policies
     }
     browser, counts = Browser(show_text=show_text, most=most), Counter[str]()
-    notes = read(gold, format=format, columns=columns, encoding=encoding)
-    for note, both in pairs(notes, found, labels, counts):
+    how = {"format": format, "columns": columns, "encoding": encoding}
+    for note, both in pairs(gold, found, labels, counts, **how):
         for i, (name, policy) in enumerate(policies.items()):
             cut = [policy.apply(note.text, side) if policy else side for side in both]
             sides = scores[name].add(note, *cut)
             if i == 0:
                 browser.add(note.note_id, sides)
-    if counts["notes"] == counts["without"]:
-        raise InputError(f"{found}: it has no note of {gold}; do their ids differ?")
     told = {name: one.to_dict() for name, one in scores.items()}
     result = {"notes": counts["notes"], "not_in_found": counts["without"], "policies": told}
     with artefact(out, overwrite=overwrite, settings=settings) as folder:
@@ -90,11 +89,12 @@ def score_deid(
 
 
 def pairs(
-    notes: Iterable[Note], found: str, labels: Mapping[str, str | None], counts: Counter[str]
+    gold: str, found: str, labels: Mapping[str, str | None], counts: Counter[str], **how: Any
 ) -> Iterator[tuple[Note, list[list[Span]]]]:
-    """Each note, its gold spans and those found in it, all with labels of ours."""
+    """Each note of ``gold``, read as ``how`` says, its spans there and those found in it, all with
+    labels of ours."""
     there, foreign = dict(spans_found(found)), set()
-    for n, note in enumerate(notes, start=1):
+    for n, note in enumerate(read(gold, **how), start=1):
         if note.spans is None:
             raise InputError(f"gold: note {n} has no spans; give only notes that were annotated")
         spans = there.get(note.note_id, ())
@@ -107,7 +107,9 @@ def pairs(
         foreign |= {s.label for side in both for s in side if coarse(s.label) not in LABELS}
         counts.update(notes=1, without=note.note_id not in there)
         yield note, both
-    if 0 < counts["without"] < counts["notes"]:
+    if counts["notes"] == counts["without"]:
+        raise InputError(f"{found}: it has no note of {gold}; do their ids differ?")
+    if counts["without"]:
         log.warning("%s: %d notes of gold are not there: no span", found, counts["without"])
     if foreign:
         said = ", ".join(sorted(foreign))
@@ -133,7 +135,10 @@ def _sections(told: Mapping[str, Any], confidence: float) -> list[page.Section]:
     measures = [
         page.Table(
             ["measure", *_RATES],
-            [[measure, *(_cell(m[rate]) for rate in _RATES)] for measure, m in _measures(one)],
+            [
+                [measure, *(_cell(m[rate]) for rate in _RATES)]
+                for measure, m in sorted(one["all"]["all"]["measures"].items())
+            ],
             policy,
         )
         for policy, one in told.items()
@@ -146,33 +151,23 @@ def _sections(told: Mapping[str, Any], confidence: float) -> list[page.Section]:
     ]
 
 
-def _measures(policy: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    return sorted(policy["all"]["all"]["measures"].items())
-
-
 def _whole(told: Mapping[str, Any]) -> page.Table:
     return _table({policy: groups["all"]["all"] for policy, groups in told.items()})
 
 
 def _table(groups: Mapping[str, Any]) -> page.Table:
     """A line for each group, without the columns that none of them has."""
-    rows = [
-        [name, *(_cell(_at(one, *path)) for path in _COLUMNS.values())]
-        for name, one in groups.items()
-    ]
-    kept = [i for i in range(len(_COLUMNS) + 1) if any(row[i] for row in rows)]
-    head = ["", *_COLUMNS]
-    return page.Table([head[i] for i in kept], [[row[i] for i in kept] for row in rows])
+    columns = [["", *groups]]
+    for name, path in _COLUMNS.items():
+        values = (reduce(lambda of, key: of.get(key, {}), path, one) for one in groups.values())
+        cells = [_cell(value) for value in values]
+        columns += [[name, *cells]] if any(cells) else []
+    head, *rows = zip(*columns, strict=True)
+    return page.Table(head, rows)
 
 
-def _at(values: Any, *path: str) -> Any:
-    for name in path:
-        values = values.get(name, {})
-    return None if values == {} else values
-
-
-def _cell(value: float | None) -> str:
-    if value is None:
+def _cell(value: Any) -> str:
+    if value is None or value == {}:  # as of a measure that was not taken
         return ""
     return f"{value:,}" if isinstance(value, int) else f"{value:.2%}"
 

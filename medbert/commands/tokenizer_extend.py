@@ -33,11 +33,6 @@ def tokenizer_extend(
     with artefact(out, overwrite=overwrite, settings=settings) as folder:
         told = extend(base, folder, wanted)
         write_json(folder / "extension.json", told)
-    log.info(
-        "made %s: %s tokens and %s parameters more; next: medbert adapt base=%s corpus=...",
-        out,
-        f"{told['tokens']:,}",
-        f"{told['parameters']:,}",
-        out,
-    )
+    more = f"{told['tokens']:,} tokens and {told['parameters']:,} parameters more"
+    log.info("made %s: %s; next: medbert adapt base=%s corpus=...", out, more, out)
     return told

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,39 +13,29 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import parquet
 
+from medbert.commands.output.artefacts import read_json
 from medbert.schema import HELD_OUT, InputError
 from medbert.text.corpus.cleaning import CLEANED
 from medbert.text.corpus.duplicates import counts_of, near_copies
 from medbert.text.corpus.sampling import chance, shares_kept, split_of
 
 
-def about(cleaned: list[Path]) -> pa.Table:
-    """Of all documents, all but the texts."""
-    names = [name for name in CLEANED.names if name != "text"]
-    table = pa.concat_tables([parquet.read_table(file, columns=names) for file in cleaned])
-    whose = pc.coalesce(
-        table["patient_id"], pc.binary_join_element_wise("note ", table["note_id"], "")
-    )
-    return table.append_column("whose", whose.combine_chunks())
-
-
-def left_out_of(cleaned: list[Path]) -> Counter[str]:
-    total: Counter[str] = Counter()
-    for file in cleaned:
-        total.update(json.loads(file.with_suffix(".json").read_text(encoding="utf-8")))
-    return total
-
-
-def signatures_of(cleaned: list[Path]) -> NDArray[np.uint32]:
-    return np.concatenate([np.load(f.with_suffix(".npy"), mmap_mode="r") for f in cleaned])
-
-
 class Kept:
-    """Which documents stay, and why the others do not."""
+    """Which of the documents that were ``cleaned`` stay, and why the others do not; ``table`` has
+    all of them, without their texts."""
 
-    def __init__(self, table: pa.Table, left_out: Counter[str]) -> None:
-        self.table, self.left_out = table, left_out
-        self.mask_N = np.ones(len(table), bool)
+    def __init__(self, cleaned: list[Path]) -> None:
+        names = [name for name in CLEANED.names if name != "text"]
+        table = pa.concat_tables([parquet.read_table(file, columns=names) for file in cleaned])
+        nobody = pc.binary_join_element_wise("note ", table["note_id"], "")
+        whose = pc.coalesce(table["patient_id"], nobody).combine_chunks()
+        self.table, self.cleaned = table.append_column("whose", whose), cleaned
+        self.mask_N, self.left_out = np.ones(len(table), bool), Counter[str]()
+        for file in cleaned:
+            self.left_out.update(read_json(file.with_suffix(".json")))
+
+    def signatures(self) -> NDArray[np.uint32]:
+        return np.concatenate([np.load(f.with_suffix(".npy"), mmap_mode="r") for f in self.cleaned])
 
     def only(self, mask: Any, reason: str) -> None:
         mask_N = np.asarray(mask)
@@ -54,12 +43,12 @@ class Kept:
             self.left_out[reason] += lost
         self.mask_N &= mask_N
 
-    def near_copies(self, cleaned: list[Path], threshold: float | None) -> NDArray[np.int64]:
+    def near_copies(self, threshold: float | None) -> NDArray[np.int64]:
         """How many documents each stands for."""
         counts_N = np.ones(len(self.mask_N), np.int64)
         if threshold is not None:
             here = np.flatnonzero(self.mask_N)
-            found = counts_of(near_copies(signatures_of(cleaned)[here], threshold=threshold))
+            found = counts_of(near_copies(self.signatures()[here], threshold=threshold))
             counts_N[here] = found
             self.only(counts_N > 0, "near copies")
         return counts_N
@@ -67,6 +56,8 @@ class Kept:
     def sample(
         self, quotas: Mapping[str, Mapping[str, float]], most_words: float | None, seed: int
     ) -> None:
+        if not quotas and not most_words:
+            return
         here = np.flatnonzero(self.mask_N)
         table = self.table.take(here)
         groups = {
@@ -75,12 +66,8 @@ class Kept:
         }
         named = {f: {str(k): float(v) for k, v in shares.items()} for f, shares in quotas.items()}
         stays = shares_kept(groups, table["words"].to_numpy(), named, most_words=most_words)
-        drawn = [
-            chance(seed, site, note)
-            for site, note in zip(
-                table["site"].to_pylist(), table["note_id"].to_pylist(), strict=True
-            )
-        ]
+        named_by = (table[name].to_pylist() for name in ("site", "note_id"))
+        drawn = [chance(seed, *names) for names in zip(*named_by, strict=True)]
         chosen_N = np.zeros(len(self.mask_N), bool)
         chosen_N[here[np.array(drawn) < stays]] = True
         self.only(chosen_N, "over its quota")
