@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader
 
-from medbert.commands.notes.adapted import Judgement, judgement, sha256_of, write_report
+from medbert.commands.notes.adapted import judgement, sha256_of, write_report
 from medbert.commands.notes.numbers import Numbers, numbers
 from medbert.commands.notes.parts import withheld
 from medbert.commands.output.artefacts import artefact, first_process, read_json, write_json
@@ -77,7 +77,9 @@ def adapt(
         out, overwrite=overwrite, settings=settings, resumable=True, free=_FREE, writes=writes
     ) as folder:
         plan = _Plan(encoder, objective, length, batch_rows, workers, seed)
-        other = None if general is None else _general(general, gate_override)
+        other = None if general is None else open_corpus(general)
+        if isinstance(other, Corpus):  # of notes: it has its gate too
+            admitted(other.folder, override=gate_override)
         found = _numbers(notes, other, plan, folder / "tokens", judged, replay > 0, writes)
         if base is None:
             encoder.start_at(found[TRAIN].tokens)
@@ -101,14 +103,6 @@ def adapt(
             _finish(folder, plan, found, before, metrics=metrics, of=of, settings=settings)
             log.info("made %s; next: AutoModelForMaskedLM.from_pretrained(%r)", out, out)
     return Path(out)
-
-
-def _general(path: str, gate_override: str | None) -> Corpus | PlainText:
-    """General text may be a corpus of notes; that has its gate too."""
-    found = open_corpus(path)
-    if isinstance(found, Corpus):
-        admitted(path, override=gate_override)
-    return found
 
 
 def _start(
@@ -158,8 +152,9 @@ class _Plan(NamedTuple):
         shown = self.encoder.replacement(**shares)
         return Rows(sources, frame=frame, masking=masking, replacement=shown, seed=self.seed)
 
-    def tuning(self, part: Numbers, masking: Masking, **shares: Any) -> DataLoader:
-        shared = bool(shares.pop("shared", False))
+    def tuning(
+        self, part: Numbers, masking: Masking, *, shared: bool = False, **shares: float
+    ) -> DataLoader:
         data = self.rows([part], masking, **shares)
         return loader(data, InOrder(len(data), rows=self.batch_rows, shared=shared))
 
@@ -262,10 +257,8 @@ def _before(plan: _Plan, found: dict[str, Numbers], folder: Path) -> dict[str, L
     """Of the base; kept for a run that is taken up."""
     file = folder / _BEFORE
     if not file.is_file():
-        told = plan.judge(found)
-        write_json(
-            file, {name: [loss.tolist() for loss in losses] for name, losses in told.items()}
-        )
+        told = plan.judge(found).items()
+        write_json(file, {name: [loss.tolist() for loss in losses] for name, losses in told})
     return {name: Losses.read(*losses) for name, losses in read_json(file).items()}
 
 
@@ -280,23 +273,18 @@ def _finish(
     settings: dict[str, Any],
 ) -> None:
     """The result; no text is left in the folder."""
-    judgements = _judgements(before, plan.judge(found), found, plan.seed)
+    after = plan.judge(found)
+    judgements = {
+        name: judgement(before[name], after[name], found[name].who_N, seed=plan.seed)
+        for name in before
+        if len(found[name].who_N)
+    }
     plan.encoder.save(folder)
     verdict = write_report(folder, settings, metrics=metrics, of=of, judgements=judgements)
     log.info("%s", "\n".join(verdict))
     for part in ("checkpoints", "tokens"):
         shutil.rmtree(folder / part)
     (folder / _BEFORE).unlink()
-
-
-def _judgements(
-    before: dict[str, Losses], after: dict[str, Losses], found: dict[str, Numbers], seed: int
-) -> dict[str, Judgement]:
-    return {
-        name: judgement(before[name], after[name], found[name].who_N, seed=seed)
-        for name in before
-        if len(found[name].who_N)
-    }
 
 
 class _Looks(EpochLine):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from rich.console import Console
 
@@ -23,7 +24,7 @@ from medbert.commands.output.progress import show
 from medbert.commands.study import trials
 from medbert.commands.study.arms import Arm, BaselineArm, Trial, encoder_arms
 from medbert.commands.study.beside import beside_counts
-from medbert.commands.study.judging import write_models, write_predictions
+from medbert.commands.study.judging import labelled, write_predictions
 from medbert.commands.study.reporting import write_report
 from medbert.commands.study.studies import Judge
 from medbert.commands.study.trainings import Answer, Trainings
@@ -176,7 +177,7 @@ def write(
     models = {k: v for k, v in study.results.probabilities.items() if k != ORACLE_NAME}
     (folder / "predictions").mkdir(exist_ok=True)
     judged = frame.records, frame.at(places)
-    write_models(folder / "predictions.parquet", *judged, models)
+    pq.write_table(labelled(*judged, models), folder / "predictions.parquet")
     reference = models[study.results.reference]
     write_predictions(folder / "predictions" / "reference.parquet", *judged, reference)
     about = {"flow": [tuple(step) for step in cohort.flow], "task": cohort.task}

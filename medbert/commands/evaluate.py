@@ -16,7 +16,7 @@ from hydra.utils import instantiate
 from medbert.commands.encoders.classifier import Recipe, Rows, predict, train_classifier
 from medbert.commands.output.artefacts import artefact, read_json, write_json
 from medbert.commands.output.progress import show
-from medbert.commands.study.judging import features, groups, oracle, write_models
+from medbert.commands.study.judging import features, groups, labelled, oracle
 from medbert.commands.study.reporting import PRETRAINED, UNTRAINED, write_report
 from medbert.commands.study.table_one import table_one
 from medbert.data.counts import Counts, count_codes
@@ -87,7 +87,7 @@ def evaluate(
             seed=seed,
             n_bootstrap=n_bootstrap,
         )
-        write_models(folder / "predictions.parquet", records, held_out, models)
+        pq.write_table(labelled(records, held_out, models), folder / "predictions.parquet")
         study = analyse(
             results,
             records.subject_ids[held_out.rows],
@@ -114,14 +114,8 @@ def _tuned(
     seed: int,
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Held-out probabilities, and the record of the search."""
-    fitted = baseline.fit(
-        features(counts[TRAIN]),
-        splits[TRAIN].labels,
-        features(counts[TUNING]),
-        splits[TUNING].labels,
-        seed=seed,
-        threads=torch.get_num_threads(),
-    )
+    train, tuning = ((features(counts[s]), splits[s].labels) for s in (TRAIN, TUNING))
+    fitted = baseline.fit(*train, *tuning, seed=seed, threads=torch.get_num_threads())
     return fitted.predict_proba(features(counts[HELD_OUT])), dataclasses.asdict(fitted.search)
 
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import pandas as pd
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -17,20 +17,14 @@ from medbert.commands.encoders.building import load_encoder
 from medbert.commands.encoders.classifier import Recipe, Rows, by_split, predict, train_classifier
 from medbert.commands.encoders.questions import of_outcome, told
 from medbert.commands.output.artefacts import artefact, write_json
-from medbert.commands.study.judging import write_predictions
+from medbert.commands.study.judging import labelled, write_predictions
 from medbert.commands.study.reporting import PRETRAINED, UNTRAINED, write_report
 from medbert.data.store import Store
 from medbert.data.tasks.cohorts import Cohort
 from medbert.evaluate.reports import report
 from medbert.evaluate.reports.study import Study
 from medbert.model import checkpoint
-from medbert.schema import (
-    BOOLEAN_VALUE,
-    HELD_OUT,
-    LABELS,
-    PREDICTION_TIME,
-    SUBJECT_ID,
-)
+from medbert.schema import HELD_OUT, LABELS
 
 log = logging.getLogger(__name__)
 
@@ -85,10 +79,8 @@ def finetune(
         records.vocabulary.save(folder / "vocabulary.parquet")
         _write_labels(folder / "labels.parquet", records, splits)
         write_predictions(folder / "predictions.parquet", records, splits[HELD_OUT], held_out)
-        write_json(
-            folder / "cohort.json",
-            {"flow": [tuple(step) for step in cohort.flow], "task": cohort.task},
-        )
+        about = {"flow": [tuple(step) for step in cohort.flow], "task": cohort.task}
+        write_json(folder / "cohort.json", about)
         results = report.summarise(
             splits[HELD_OUT].labels,
             {UNTRAINED if encoder_dir is None else PRETRAINED: held_out},
@@ -104,15 +96,8 @@ def finetune(
 
 def _write_labels(path: Path, records: Store, splits: dict[str, Rows]) -> None:
     parts = [
-        pd.DataFrame(
-            {
-                SUBJECT_ID: records.subject_ids[rows.rows],
-                PREDICTION_TIME: rows.until.view("datetime64[us]"),
-                BOOLEAN_VALUE: rows.labels,
-                "split": split,
-            }
-        )
+        labelled(records, rows, {"split": np.full(len(rows.rows), split)})
         for split, rows in splits.items()
     ]
     schema = LABELS.append(pa.field("split", pa.string()))
-    pq.write_table(pa.Table.from_pandas(pd.concat(parts), schema, preserve_index=False), path)
+    pq.write_table(pa.concat_tables(parts).cast(schema), path)

@@ -61,21 +61,17 @@ def plan(
         raise InputError(f"steps={steps}: at least one step has to be measured")
     records = Store(store)
     data = training_sequences(records, TRAIN, max_tokens)
-    module = pretraining(
-        records,
-        encoder=encoder,
-        objective=objective,
-        optimizer=optimizer,
-        compiler=compiler,
-        seed=seed,
-    )
+    parts = {"encoder": encoder, "objective": objective, "optimizer": optimizer}
+    module: Any = pretraining(records, **parts, compiler=compiler, seed=seed)
     batches = list(loader(data, budget=batch_tokens).sampler)
+    codes = module.encoder.codes.weight.numel()
+    every = sum(p.numel() for p in module.parameters())
     measured = _measure(module, data, batches, trainer, steps=steps, warmup=warmup_steps, seed=seed)
     here: Plan = {
         "device": measured.pop("device"),
         "training_subjects": len(data),
         "share_of_subjects_shortened": data.n_shortened / len(data),
-        "parameters": _parameters(module),
+        "parameters": {"codes": codes, "others": every - codes},
         **measured,
     }
     size = {"subjects": len(data), "tokens": int(data.lengths.sum()), "batches": len(batches)}
@@ -194,11 +190,6 @@ def _state_bytes(optimizers: list[torch.optim.Optimizer]) -> int:
     return sum(x.numel() * x.element_size() for x in parts if isinstance(x, torch.Tensor))
 
 
-def _parameters(module: Any) -> dict[str, int]:
-    codes = module.encoder.codes.weight.numel()
-    return {"codes": codes, "others": sum(p.numel() for p in module.parameters()) - codes}
-
-
 # --- telling ------------------------------------------------------------------------------------
 
 
@@ -252,7 +243,7 @@ def _advice(run: Plan, settings: dict[str, Any], records: Store) -> list[str]:
         steps=run["steps"],
         subjects=run["subjects"],
         codes=run["tokens_per_epoch"],
-        vocabulary=len(records.vocabulary),
+        vocabulary_size=len(records.vocabulary),
     )
 
 

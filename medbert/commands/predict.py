@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 
 from medbert.commands.encoders.cohort_rows import Scoring
-from medbert.commands.encoders.questions import Question, answered, foretelling, of_words
+from medbert.commands.encoders.questions import answered, foretelling, of_words
 from medbert.commands.output.artefacts import artefact
 from medbert.model import checkpoint
 from medbert.model.hazards import foretell
@@ -71,7 +71,8 @@ def predict(
         logits: Callable[[Batch], torch.Tensor] = partial(head.logits, scoring.model)
     else:
         question = of_words(query, scoring.records, gap=gap, horizon=horizon)
-        logits = _answer(scoring.model, question)
+        foretelling(scoring.model, "query")
+        logits = partial(foretell, scoring.model, **question._asdict())
 
     def columns(logits: np.ndarray, here: slice) -> dict[str, Any]:
         probability = torch.from_numpy(logits).double().sigmoid().numpy()
@@ -85,17 +86,7 @@ def predict(
         }
 
     with artefact(out, overwrite=overwrite, settings=settings) as folder:
-        scoring.write(
-            folder / "predictions.parquet",
-            function=logits,
-            columns=columns,
-            fields=_FIELDS,
-        )
+        file = folder / "predictions.parquet"
+        scoring.write(file, function=logits, columns=columns, fields=_FIELDS)
     log.info("made %s; open %s", out, Path(out) / "predictions.parquet")
     return Path(out)
-
-
-def _answer(model: Any, question: Question) -> Callable[[Batch], torch.Tensor]:
-    """Log-odds for each subject of a batch."""
-    foretelling(model, "query")
-    return partial(foretell, model, **question._asdict())

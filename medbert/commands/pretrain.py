@@ -80,14 +80,14 @@ def pretrain(
     ) as folder:
         parts = {"encoder": encoder, "objective": objective, "optimizer": optimizer}
         module = pretraining(records, **parts, compiler=compiler, seed=seed)
-        data = _begun(module, _whom_to_read(records, max_tokens, n_subjects), batch_tokens, privacy)
+        data = _whom_to_read(records, max_tokens, n_subjects, module.objective)
+        if privacy is None:  # what is promised is of the steps alone
+            begin(module.encoder, module.objective, loader(data[TRAIN], budget=batch_tokens))
         tuning = loader(data[TUNING], budget=batch_tokens)
-        by_chance = _by_chance(data[TRAIN], tuning, records, module.objective, seed)
+        by_chance = _by_chance(data[TRAIN], tuning, module.objective, seed)
         train = loader(data[TRAIN], budget=batch_tokens, seed=seed, shuffle=True, shared=True)
-        promised: dict[str, Any] = {}
         if privacy is not None:
-            train = _made_private(module, data[TRAIN], privacy, settings, records)
-            promised["privacy"] = module.private.told()
+            train = _made_private(module, data[TRAIN], privacy, settings)
         metrics = fit(
             module,
             train=train,
@@ -104,19 +104,20 @@ def pretrain(
         )
         if not writes:
             return Path(out)
-        _write(folder, module, records, {**metrics, "by_chance": by_chance}, tuning, promised)
+        _write(folder, module, records, {**metrics, "by_chance": by_chance}, tuning)
         shutil.rmtree(folder / "checkpoints")
-    _tell_what_was_learned(metrics, by_chance, data[TRAIN], settings, records)
+    _tell_what_was_learned(metrics, by_chance.get("visit_pairs"), data[TRAIN], settings)
     log.info("made %s; next: medbert finetune store=%s encoder_dir=%s task=dhf", out, store, out)
     return Path(out)
 
 
+def _line(by_chance: dict[str, float], module: TrainingModule) -> EpochLine:
+    pairs = by_chance.get("visit_pairs")
+    return EpochLine(visit_pairs=pairs, places=partial(places, module.encoder))
+
+
 def _made_private(
-    module: TrainingModule,
-    data: Sequences,
-    privacy: Privacy,
-    settings: dict[str, Any],
-    records: Store,
+    module: TrainingModule, data: Sequences, privacy: Privacy, settings: dict[str, Any]
 ) -> DataLoader:
     """Steps of the module become private; returns the batches that they need."""
     epochs = settings["trainer"].get("max_epochs") or 0
@@ -124,7 +125,7 @@ def _made_private(
     text = "private: noise of %.2f times max_norm=%s in each of %s steps of about %s subjects"
     average = round(steps.subjects * steps.rate)
     log.info(text, steps.noise, privacy.max_norm, f"{steps.steps:,}", f"{average:,}")
-    if read_json(records.folder / "settings.json").get("vocabulary") is None:
+    if read_json(data.store.folder / "settings.json").get("vocabulary") is None:
         log.warning(
             "private: the promise does not cover the vocabulary and its counts, which are those of "
             "these subjects; prepare with the vocabulary= of an encoder of other subjects"
@@ -134,18 +135,11 @@ def _made_private(
     return DataLoader(data, batch_size=None, sampler=sampler)
 
 
-def _line(by_chance: dict[str, float], module: TrainingModule) -> EpochLine:
-    pairs = by_chance.get("visit_pairs")
-    return EpochLine(visit_pairs=pairs, places=partial(places, module.encoder))
-
-
-def _by_chance(
-    train: Sequences, tuning: DataLoader, records: Store, objective: Any, seed: int
-) -> dict[str, float]:
+def _by_chance(train: Sequences, tuning: DataLoader, objective: Any, seed: int) -> dict[str, float]:
     """What code frequencies, and pairs of codes, alone would score on the same hidden codes."""
     if masked_term(objective) is None:
         return {}
-    pairs = fit_pairs(train, counts=records.vocabulary.counts, seed=seed)
+    pairs = fit_pairs(train, counts=train.store.vocabulary.counts, seed=seed)
     return chance(pairs, tuning, hide=partial(hide, objective))
 
 
@@ -155,10 +149,10 @@ def _write(
     records: Store,
     metrics: dict[str, Any],
     tuning: DataLoader,
-    promised: dict[str, Any],
 ) -> None:
     extra = {"vocabulary_sha256": records.vocabulary.sha256, TRAINED_ON: training_set(records)}
-    checkpoint.save_module(folder, modules={"encoder": module.encoder}, extra=extra | promised)
+    extra |= {"privacy": module.private.told()} if module.private else {}
+    checkpoint.save_module(folder, modules={"encoder": module.encoder}, extra=extra)
     save_objective(folder, module.objective)
     records.vocabulary.save(folder / "vocabulary.parquet")
     counts = torch.from_numpy(records.vocabulary.counts.copy())
@@ -167,12 +161,8 @@ def _write(
     write_json(folder / "metrics.json", {**metrics, "by_frequency": found})
     if found:
         chance_of = {f"{k.replace('_', ' ')} alone": v for k, v in metrics["by_chance"].items()}
-        draw(
-            folder / "learning.png",
-            losses=_losses(folder / "logs"),
-            references=chance_of,
-            by_frequency=found,
-        )
+        losses, file = _losses(folder / "logs"), folder / "learning.png"
+        draw(file, losses=losses, references=chance_of, by_frequency=found)
 
 
 def _losses(logs: Path) -> list[float]:
@@ -201,7 +191,9 @@ def deadline_of(time_limit: str | int | None) -> float | None:
     return time.monotonic() + sum(60**i * int(part) for i, part in enumerate(reversed(parts)))
 
 
-def _whom_to_read(records: Store, max_tokens: int, n_subjects: int | None) -> dict[str, Sequences]:
+def _whom_to_read(
+    records: Store, max_tokens: int, n_subjects: int | None, objective: Any
+) -> dict[str, Sequences]:
     data = {
         split: training_sequences(records, split, max_tokens, n_subjects=n_subjects)
         for split in (TRAIN, TUNING)
@@ -213,17 +205,7 @@ def _whom_to_read(records: Store, max_tokens: int, n_subjects: int | None) -> di
             *(f"{n:,}" for n in (len(of_split), of_split.lengths.sum(), len(records.vocabulary))),
             *(f"{n:,}" for n in (of_split.n_shortened, max_tokens)),
         )
-    return data
-
-
-def _begun(
-    module: TrainingModule, data: dict[str, Sequences], batch_tokens: int, privacy: Privacy | None
-) -> dict[str, Sequences]:
-    """The subjects that are asked anything; the module starts with what is known in closed form."""
-    data = {split: _with_a_future(some, module.objective) for split, some in data.items()}
-    if privacy is None:  # what is promised is of the steps alone
-        begin(module.encoder, module.objective, loader(data[TRAIN], budget=batch_tokens))
-    return data
+    return {split: _with_a_future(some, objective) for split, some in data.items()}
 
 
 def _with_a_future(data: Sequences, objective: Any) -> Sequences:
@@ -241,11 +223,7 @@ def _with_a_future(data: Sequences, objective: Any) -> Sequences:
 
 
 def _tell_what_was_learned(
-    metrics: dict[str, float],
-    by_chance: dict[str, float],
-    train: Sequences,
-    settings: dict[str, Any],
-    records: Store,
+    metrics: dict[str, float], pairs: float | None, train: Sequences, settings: dict[str, Any]
 ) -> None:
     log.info("best epoch %d, tuning loss %.3f", metrics["best_epoch"], metrics["tuning/loss"])
     for text in pretraining_advice(
@@ -253,9 +231,9 @@ def _tell_what_was_learned(
         steps=int(metrics["steps"]),
         subjects=len(train),
         codes=int(train.lengths.sum()),
-        vocabulary=len(records.vocabulary),
+        vocabulary_size=len(train.store.vocabulary),
         loss=metrics.get("tuning/masked_code"),
         unigram=metrics.get("tuning/unigram"),
-        visit_pairs=by_chance.get("visit_pairs"),
+        visit_pairs=pairs,
     ):
         log.warning("%s", text)

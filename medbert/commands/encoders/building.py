@@ -100,9 +100,8 @@ def _targets(node: Any) -> Iterator[str]:
     """Every ``_target_`` in a configuration."""
     if isinstance(node, dict):
         yield from (str(v) for k, v in node.items() if k == "_target_")
-    for child in (
-        node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
-    ):
+        node = [*node.values()]
+    for child in node if isinstance(node, list) else ():
         yield from _targets(child)
 
 
@@ -134,27 +133,10 @@ def training_sequences(
     return Sequences(records, rows, max_tokens=max_tokens)
 
 
-def pretraining_advice(
-    settings: dict[str, Any],
-    *,
-    steps: int,
-    subjects: int,
-    codes: int,
-    vocabulary: int,
-    **reached: Any,
-) -> list[str]:
-    """``advice`` on a pretraining of these settings; ``reached``: loss, unigram, visit_pairs."""
+def pretraining_advice(settings: dict[str, Any], *, steps: int, **more: Any) -> list[str]:
+    """``advice`` on a pretraining of these settings; ``more``: its other arguments."""
     from medbert.train.learning import advice
 
-    learning = settings["optimizer"]
-    warmup = learning.get("warmup", 0)
-    return advice(
-        steps=steps,
-        warmup=warmup * steps if warmup < 1 else warmup,
-        lr=learning.get("lr", 0.0),
-        subjects=subjects,
-        codes=codes,
-        vocabulary_size=vocabulary,
-        rate=settings["objective"].get("rate", 1.0),
-        **reached,
-    )
+    warmup, lr = (settings["optimizer"].get(name, 0.0) for name in ("warmup", "lr"))
+    warmup, rate = warmup * steps if warmup < 1 else warmup, settings["objective"].get("rate", 1.0)
+    return advice(steps=steps, warmup=warmup, lr=lr, rate=rate, **more)

@@ -59,22 +59,17 @@ def oracle(records: Store, task: Mapping[str, Any], rows: Rows) -> np.ndarray | 
 
 def write_predictions(path: Path, records: Store, rows: Rows, probability: np.ndarray) -> None:
     """In the schema of meds-evaluation: both predicted columns, the probability as float64."""
-    columns = {
-        **_keys(records, rows),
-        DECISION: pa.array(probability >= 0.5),
-        PROBABILITY: pa.array(probability, pa.float64()),
-    }
-    pq.write_table(pa.table(columns), path)
+    probabilities = pa.array(probability, pa.float64())
+    columns = {DECISION: probability >= 0.5, PROBABILITY: probabilities}
+    pq.write_table(labelled(records, rows, columns), path)
 
 
-def write_models(path: Path, records: Store, rows: Rows, models: Mapping[str, np.ndarray]) -> None:
-    """One line per held-out row, one column of probabilities per model."""
-    pq.write_table(pa.table({**_keys(records, rows), **models}), path)
-
-
-def _keys(records: Store, rows: Rows) -> dict[str, Any]:
-    return {
+def labelled(records: Store, rows: Rows, columns: Mapping[str, Any]) -> pa.Table:
+    """One line per row: subject, prediction time, label; then the columns, such as the
+    probabilities of each model."""
+    keys = {
         SUBJECT_ID: pa.array(records.subject_ids[rows.rows], pa.int64()),
         PREDICTION_TIME: pa.array(rows.until.view("datetime64[us]")),
         BOOLEAN_VALUE: pa.array(rows.labels),
     }
+    return pa.table({**keys, **columns})
