@@ -22,12 +22,12 @@ from medbert.commands.lint import leaks, washed_out
 from medbert.commands.output.artefacts import artefact, write_json
 from medbert.commands.output.progress import show
 from medbert.commands.study import trials
-from medbert.commands.study.arms import Arm, BaselineArm, Trial, encoder_arms
+from medbert.commands.study.arms import BaselineArm, Trial, encoder_arms
 from medbert.commands.study.beside import beside_counts
 from medbert.commands.study.judging import labelled, write_predictions
 from medbert.commands.study.reporting import write_report
 from medbert.commands.study.studies import Judge
-from medbert.commands.study.trainings import Answer, Trainings
+from medbert.commands.study.trainings import Answer, train_all
 from medbert.commands.study.trials import EXTERNAL, Asked
 from medbert.data.store import Store
 from medbert.data.tasks.cohorts import Cohort
@@ -144,23 +144,6 @@ def look_for_leaks(
     Console().print(rich_table(found, min_count=min_count))
     refuse(found, allow=allow, where="the table above")
     return found
-
-
-def train_all(
-    asked: Asked, arms: Sequence[Arm], core: Sequence[Arm], folder: Path
-) -> dict[str, dict[str, Answer]]:
-    """The answers of every training, by the name of its trial and that of the arm."""
-    wanted = [(trial, arms) for trial in asked.of_every_arm()]
-    wanted += [(trial, core) for trial in asked.of_some_arms()]
-    train = Trainings(folder, total=sum(len(some) for _, some in wanted))
-    answers = {}
-    for trial, some in wanted:
-        # baselines first: what is missing for them is soon known
-        order = sorted(some, key=lambda arm: not isinstance(arm, BaselineArm))
-        answers[trial.name] = {arm.name: train(trial, arm) for arm in order}
-        if trial.frame is not asked.whole.frame:
-            trial.frame.forget()
-    return answers
 
 
 def write(

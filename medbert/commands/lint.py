@@ -126,13 +126,15 @@ def leaks(
     for name, given in counts.items():
         late["counts of codes"][split == name] = _counted(given) > seen["known"][split == name]
     end = max(records.end, int(seen["end"].max(initial=STATIC)))
+    judged = [np.unique(rows.rows[split == name]) for name in (TUNING, HELD_OUT)]
+    judged_in = np.repeat(np.array([TUNING, HELD_OUT], object), [len(some) for some in judged])
     no_outcome = not_checked(
         "outcome_in_history", "no codes are known to be new with the outcome", cure="outcome=[CODE]"
     )
     found = [
         of_rows("codes_after_index", late, split),
         of_rows("outcome_in_history", seen["outcome"], split) if outcome else no_outcome,
-        seen_in_pretraining(records, *_judged(splits), encoder_dir),
+        seen_in_pretraining(records, np.concatenate(judged), judged_in, encoder_dir),
         *_copies(records),
         _alone(records, train, counts[TRAIN], seen["newest"][split == TRAIN]),
         leakage.prevalence_differs(rows.labels, rows.rows, split),
@@ -140,13 +142,6 @@ def leaks(
         leakage.time_order(rows.until, split, birth=seen["birth"], death=seen["death"], end=end),
     ]
     return [one for one in found if one is not None]
-
-
-def _judged(splits: Mapping[str, Rows]) -> tuple[np.ndarray, np.ndarray]:
-    """The subjects of tuning and held_out, and which of the two."""
-    subjects = {name: np.unique(splits[name].rows) for name in (TUNING, HELD_OUT) if name in splits}
-    sizes = [len(rows) for rows in subjects.values()]
-    return np.concatenate([*subjects.values()]), np.repeat(np.array([*subjects], object), sizes)
 
 
 # --- what models are given, beside whole records ------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from medbert.commands.output.artefacts import read_json
 from medbert.data.store import Store
@@ -18,7 +17,16 @@ def write_report(study: Study, path: Path, *, run: Path, min_count: int) -> Stud
     """Writes the page for a study of the run in the folder ``run``; returns the study with all
     that the run tells."""
     cohort, begun = read_json(run / "cohort.json"), read_json(run / "settings.json")
-    about, used = cohort["task"], _what_was_used(begun)
+    records, about = Store(begun["store"]), cohort["task"]
+    heads = begun.get("heads") or {begun["head"]["_target_"].rpartition(".")[2]: None}
+    used = {
+        "source": records.info["source"]["name"],
+        "subjects": f"{len(records):,}",
+        "vocabulary": f"{len(records.vocabulary):,} tokens",
+        "encoder": begun["encoder_dir"] or "untrained",
+        "head": ", ".join(heads).replace("_", " "),
+        "seed": begun["seed"],
+    }
     software = read_json(run / "environment.json")
     known = {
         "source": f"{used['source']}, {used['subjects']} subjects",
@@ -39,16 +47,3 @@ def write_report(study: Study, path: Path, *, run: Path, min_count: int) -> Stud
     )
     write_study_html(whole, path, min_count=min_count)
     return whole
-
-
-def _what_was_used(begun: dict[str, Any]) -> dict[str, str]:
-    records = Store(begun["store"])
-    heads = begun.get("heads") or {begun["head"]["_target_"].rpartition(".")[2]: None}
-    return {
-        "source": records.info["source"]["name"],
-        "subjects": f"{len(records):,}",
-        "vocabulary": f"{len(records.vocabulary):,} tokens",
-        "encoder": begun["encoder_dir"] or "untrained",
-        "head": ", ".join(heads).replace("_", " "),
-        "seed": begun["seed"],
-    }

@@ -6,14 +6,15 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from medbert.commands.study.arms import Arm, Trial
+from medbert.commands.study.arms import Arm, BaselineArm, Trial
+from medbert.commands.study.trials import Asked
 
 log = logging.getLogger(__name__)
 
@@ -28,44 +29,49 @@ class Answer(NamedTuple):
     seconds: float
 
 
-class Trainings:
-    """Trains what is not in the folder yet, one small file a training, and says what is running."""
-
-    def __init__(self, folder: Path, *, total: int) -> None:
-        self.folder, self.total, self.done = folder, total, 0
-        folder.mkdir(exist_ok=True)
-
-    def __call__(self, trial: Trial, arm: Arm) -> Answer:
-        self.done += 1
-        file = self.folder / f"{trial.key(arm)}.npz"
-        if not file.exists():
-            log.info("training %d of %d: %s, %s", self.done, self.total, trial.name, arm.name)
-            begun = time.monotonic()
-            with _quiet():
-                auroc, probabilities, chosen = arm.train(trial, self.folder)
-            about = json.dumps([auroc, chosen, time.monotonic() - begun], default=float)
-            kept: dict[str, Any] = {"about": np.array(about), **probabilities}
-            part = file.with_suffix(".part")
-            with part.open("wb") as stream:
-                np.savez(stream, **kept)
-            part.replace(file)
-        with np.load(file) as stored:
-            auroc, chosen, seconds = json.loads(str(stored["about"]))
-            probabilities = {name: stored[name] for name in trial.judged}
-        error = standard_error(auroc, trial.frame.rows.labels[trial.tuning])
-        return Answer(auroc, error, probabilities, chosen, seconds)
+def train_all(
+    asked: Asked, arms: Sequence[Arm], core: Sequence[Arm], folder: Path
+) -> dict[str, dict[str, Answer]]:
+    """The answers of every training, by the name of its trial and that of the arm. What is in the
+    folder is not trained again: there is a small file for each."""
+    folder.mkdir(exist_ok=True)
+    wanted = [(trial, arms) for trial in asked.of_every_arm()]
+    wanted += [(trial, core) for trial in asked.of_some_arms()]
+    total, number = sum(len(some) for _, some in wanted), count(1)
+    answers: dict[str, dict[str, Answer]] = {}
+    for trial, some in wanted:
+        answers[trial.name] = {}
+        # baselines first: what is missing for them is soon known
+        for arm in sorted(some, key=lambda arm: not isinstance(arm, BaselineArm)):
+            what = f"training {next(number)} of {total}: {trial.name}, {arm.name}"
+            answers[trial.name][arm.name] = _answer(trial, arm, folder, what)
+        if trial.frame is not asked.whole.frame:
+            trial.frame.forget()
+    return answers
 
 
-@contextmanager
-def _quiet() -> Any:
-    """Without the lines of single trainings; there are many."""
-    training = logging.getLogger("medbert.train")
-    level = training.level
-    training.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        training.setLevel(level)
+def _answer(trial: Trial, arm: Arm, folder: Path, what: str) -> Answer:
+    file = folder / f"{trial.key(arm)}.npz"
+    if not file.exists():
+        log.info(what)
+        begun, training = time.monotonic(), logging.getLogger("medbert.train")
+        level = training.level
+        training.setLevel(logging.WARNING)  # without the lines of single trainings; there are many
+        try:
+            auroc, probabilities, chosen = arm.train(trial, folder)
+        finally:
+            training.setLevel(level)
+        about = json.dumps([auroc, chosen, time.monotonic() - begun], default=float)
+        kept: dict[str, Any] = {"about": np.array(about), **probabilities}
+        part = file.with_suffix(".part")
+        with part.open("wb") as stream:
+            np.savez(stream, **kept)
+        part.replace(file)
+    with np.load(file) as stored:
+        auroc, chosen, seconds = json.loads(str(stored["about"]))
+        probabilities = {name: stored[name] for name in trial.judged}
+    error = standard_error(auroc, trial.frame.rows.labels[trial.tuning])
+    return Answer(auroc, error, probabilities, chosen, seconds)
 
 
 def best_of_families(arms: Iterable[Arm], answers: Mapping[str, Answer]) -> dict[str, Arm]:
