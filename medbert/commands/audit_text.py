@@ -14,7 +14,8 @@ from medbert.commands.benchmark_text import weights_sha256
 from medbert.commands.notes.parts import withheld
 from medbert.commands.output.artefacts import artefact, write_json
 from medbert.commands.privacy.attack import FOUND_BITS, FPR
-from medbert.commands.privacy.canaries_text import drawn, planted
+from medbert.commands.privacy.canaries import planted
+from medbert.commands.privacy.canaries_text import drawn
 from medbert.evaluate.leaks import privacy
 from medbert.evaluate.leaks.privacy import CANNOT_TELL, CHANCE_BITS, Judged, mean_of, worst
 from medbert.schema import TRAIN, InputError
@@ -87,7 +88,7 @@ def audit_text(
 def _patients(notes: Corpus, most: int, characters: int, seed: int) -> tuple[list[str], np.ndarray]:
     """A text for each of at most ``most`` patients of a kind, and who of them is a member. Of each
     the first ``characters``; canaries are nobody."""
-    secret = {one["text"] for one in planted(notes)}
+    secret = {one["text"] for one in planted(notes.folder)}
     of_patient: dict[tuple[str, bool], list[str]] = {}
     for document in notes.documents():
         if document.text not in secret:
@@ -131,7 +132,7 @@ def _canaries(
     """One finding for each number of repeats: in notes an identifier stands as often as a patient
     has notes, so that all of them have to pass."""
     name = "canaries: exposure in bits"
-    if not (secrets := planted(notes)):
+    if not (secrets := planted(notes.folder)):
         says = "none were planted; train on a corpus made by medbert corpus plant"
         return [{"check": name, "verdict": CANNOT_TELL, "says": says}]
     others = drawn(alternatives, random=Random(f"{how['seed']} others"))

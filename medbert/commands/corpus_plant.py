@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 
 from medbert.commands.notes.parts import withheld
 from medbert.commands.output.artefacts import artefact, write_json
-from medbert.commands.privacy.canaries_text import CANARIES, drawn, planted
+from medbert.commands.privacy.canaries import CANARIES, planted
+from medbert.commands.privacy.canaries_text import drawn
 from medbert.schema import TRAIN, InputError
 from medbert.text.corpus.documents import DOCUMENTS, UNKNOWN, Corpus
 
@@ -40,7 +41,7 @@ def corpus_plant(
     behind.
     """
     notes, random = Corpus(corpus), Random(seed)
-    if planted(notes):
+    if planted(notes.folder):
         raise InputError(f"{corpus}: has canaries already; plant in the corpus it was made of")
     told = [
         {"repeats": n, **canary._asdict()}

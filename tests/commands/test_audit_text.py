@@ -16,7 +16,7 @@ import pytest
 import medbert
 from medbert import InputError
 from medbert.commands.audit_text import _into_card
-from medbert.commands.privacy.canaries_text import CANARIES
+from medbert.commands.privacy.canaries import CANARIES
 from medbert.text.bench.masked import MaskedModel, masked_logits
 from medbert.text.corpus.documents import DOCUMENTS, Corpus
 

@@ -72,7 +72,7 @@ class Attack:
     def canaries(self, alternatives: int, *, seed: int) -> dict[int, np.ndarray]:
         """Exposure in bits of the planted canaries, by how many subjects have each; empty where
         none were planted."""
-        if not (canaries := planted(self.records)):
+        if not (canaries := planted(self.records.folder)):
             return {}
         rows = [self.records.rows_of(np.array(one["subject_ids"])) for one in canaries]
         repeats = np.array([np.isin(own, self.data[TRAIN].rows).sum() for own in rows])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,15 @@ from medbert.schema import SEX, SPECIAL_TOKENS
 CANARIES = "canaries.json"
 
 
-def planted(records: Store) -> list[dict[str, Any]]:
-    """``subject_ids`` and ``tokens`` of each canary of a store; none of one without."""
-    return read_json(records.folder / CANARIES, missing={"canaries": []})["canaries"]
+def planted(folder: Path) -> list[dict[str, Any]]:
+    """``subject_ids`` and ``tokens`` of each canary of a store; of a corpus ``repeats``, ``text``,
+    ``start`` and ``end``; none of one without."""
+    return read_json(folder / CANARIES, missing={"canaries": []})["canaries"]
 
 
 def real(records: Store, rows: np.ndarray) -> np.ndarray:
     """Which rows are no canaries, (N,) bools."""
-    ids = [i for one in planted(records) for i in one["subject_ids"]]
+    ids = [i for one in planted(records.folder) for i in one["subject_ids"]]
     return ~np.isin(records.subject_ids[rows], ids)
 
 

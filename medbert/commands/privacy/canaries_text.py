@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from random import Random
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from medbert.commands.output.artefacts import read_json
-from medbert.text.corpus.documents import Corpus
 from medbert.text.lists import shipped
 
-CANARIES = "canaries.json"
 _BEFORE, _AFTER = "Pas. ", " er innlagt."
 _SYNTHETIC = 80  # on the month of a national number: of nobody
 
@@ -20,11 +17,6 @@ class Canary(NamedTuple):
     text: str
     start: int
     end: int
-
-
-def planted(corpus: Corpus) -> list[dict[str, Any]]:
-    """``repeats``, ``text``, ``start`` and ``end`` of each canary; none of a corpus without."""
-    return read_json(corpus.folder / CANARIES, missing={"canaries": []})["canaries"]
 
 
 def drawn(n: int, *, random: Random) -> list[Canary]:
