@@ -72,14 +72,16 @@ def adapt(
     """
     writes, deadline = first_process(), deadline_of(time_limit)
     notes, gate = open_corpus(corpus), admitted(corpus, override=gate_override)
+    other = None if general is None else open_corpus(general)
+    if isinstance(other, Corpus):  # of notes: it has its gate too
+        admitted(other.folder, override=gate_override)
+    of = {"gate": gate, "corpus_sha256": notes.sha256, "base_sha256": base and sha256_of(base)}
+    of |= {} if other is None else {"general_sha256": other.sha256}
     encoder = _start(base, tokenizer, architecture, seed, objective.next_sentence, length)
     with artefact(
         out, overwrite=overwrite, settings=settings, resumable=True, free=_FREE, writes=writes
     ) as folder:
         plan = _Plan(encoder, objective, length, batch_rows, workers, seed)
-        other = None if general is None else open_corpus(general)
-        if isinstance(other, Corpus):  # of notes: it has its gate too
-            admitted(other.folder, override=gate_override)
         found = _numbers(notes, other, plan, folder / "tokens", judged, replay > 0, writes)
         if base is None:
             encoder.start_at(found[TRAIN].tokens)
@@ -98,8 +100,6 @@ def adapt(
             line=_Looks(unit="rows"),
         )
         if writes:
-            of = {"gate": gate, "corpus_sha256": notes.sha256, "base_sha256": sha256_of(base)}
-            of |= {} if other is None else {"general_sha256": other.sha256}
             _finish(folder, plan, found, before, metrics=metrics, of=of, settings=settings)
             log.info("made %s; next: AutoModelForMaskedLM.from_pretrained(%r)", out, out)
     return Path(out)

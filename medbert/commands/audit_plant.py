@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import shutil
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from medbert.commands.output.artefacts import artefact, read_json, write_json
+from medbert.commands.output.artefacts import artefact, digest_of, read_json, write_json
 from medbert.commands.privacy.canaries import CANARIES, draw, planted, tokens_of
 from medbert.data.splits import places
 from medbert.data.store import Store, record_batch
@@ -53,7 +52,7 @@ def audit_plant(
     the settings of ``prepare`` stand for its own.
     """
     records, random = Store(store), np.random.default_rng(seed)
-    if planted(records):
+    if planted(records.folder):
         raise InputError(f"{store}: has canaries already; plant in the store that it was made of")
     tokens = tokens_of(records)
     if not 0 < n_codes <= len(tokens):
@@ -108,8 +107,7 @@ def _add_shard(records: Store, folder: Path, ids: np.ndarray, tokens: np.ndarray
     splits = pq.read_table(folder / "subject_splits.parquet")
     added = pa.table([ids, np.full(n, TRAIN)], SUBJECT_SPLITS)
     pq.write_table(pa.concat_tables([splits, added]), folder / "subject_splits.parquet")
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    shard = {"file": _SHARD, "bytes": file.stat().st_size, "sha256": digest}
+    shard = {"file": _SHARD, "bytes": file.stat().st_size, "sha256": digest_of([file])}
     info = {**records.info, "shards": [*records.info["shards"], shard]}
     more = {"subjects": n, f"subjects_{TRAIN}": n, "events": n * length, "visits": n * length}
     counts = info["counts"]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from medbert.commands.notes.parts import withheld
-from medbert.commands.output.artefacts import artefact, write_json
+from medbert.commands.output.artefacts import artefact, digest_of, write_json
 from medbert.commands.output.progress import follow
 from medbert.evaluate.reports import page
 from medbert.evaluate.reports.contest import Counted, Found, contest, sections, to_dict, words
@@ -150,10 +150,7 @@ def weights_sha256(folder: Path) -> str:
     files = [folder / "config.json", folder / "tokenizer.json", *folder.glob("*.safetensors")]
     if not files[2:]:
         raise InputError(f"{folder}: no model in safetensors; give the folder of one")
-    digest = hashlib.sha256()
-    for file in sorted(files):
-        digest.update(file.read_bytes() if file.is_file() else b"")
-    return digest.hexdigest()
+    return digest_of(file for file in files if file.is_file())
 
 
 def _write(found: Sequence[Found], folder: Path, reference: str, level: float) -> None:

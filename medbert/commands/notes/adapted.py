@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -12,8 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from medbert.commands.output.artefacts import write_json
+from medbert.commands.output.artefacts import digest_of, write_json
 from medbert.evaluate.figures.learning import draw
+from medbert.evaluate.intervals import percentiles
 from medbert.schema import HELD_OUT
 from medbert.text.encoders.masked_lm import Losses
 
@@ -73,9 +73,7 @@ def _interval(
     for _ in range(_RESAMPLES):
         drawn = random.integers(n, size=n)
         changes.append(change_P[drawn].sum() / max(count_P[drawn].sum(), 1))
-    tail = (1 - _LEVEL) / 2
-    low, high = np.quantile(changes, [tail, 1 - tail])
-    return float(low), float(high)
+    return percentiles(np.array(changes), _LEVEL)
 
 
 def told(judgements: Mapping[str, Judgement], *, fresh: bool) -> Iterator[str]:
@@ -100,14 +98,9 @@ def told(judgements: Mapping[str, Judgement], *, fresh: bool) -> Iterator[str]:
         )
 
 
-def sha256_of(folder: str | None) -> str | None:
+def sha256_of(folder: str | Path) -> str:
     """Of the weights in a folder of Hugging Face."""
-    if folder is None:
-        return None
-    sha256 = hashlib.sha256()
-    for file in sorted(Path(folder).glob("*.safetensors")):
-        sha256.update(file.read_bytes())
-    return sha256.hexdigest()
+    return digest_of(Path(folder).glob("*.safetensors"))
 
 
 def write_report(
@@ -121,7 +114,7 @@ def write_report(
     """metrics.json, README.md (the model card) and losses.png, of the model in ``folder``; returns
     the verdict."""
     verdict = list(told(judgements, fresh=settings["base"] is None))
-    weights = {"weights_sha256": sha256_of(str(folder))}
+    weights = {"weights_sha256": sha256_of(folder)}
     losses = {name: found._asdict() for name, found in judgements.items()}
     write_json(
         folder / "metrics.json",
