@@ -18,7 +18,7 @@ from medbert.commands.notes.parts import parts, withheld
 from medbert.commands.output.artefacts import artefact, write_json
 from medbert.commands.output.progress import follow
 from medbert.data.sources.columns import identifiers
-from medbert.schema import CODE, SUBJECT_ID, TIME, TRAIN, InputError
+from medbert.schema import CODE, EVENTS, NUMERIC_VALUE, SUBJECT_ID, TIME, TRAIN, InputError
 from medbert.text.encoders.vectors import NoteEncoder
 from medbert.text.notes import Note, read
 
@@ -26,13 +26,8 @@ log = logging.getLogger(__name__)
 
 _MOST = 100_000  # vectors that clusters are made of
 _TEXT_FIELDS = ("note_id", "kind", "site", "language")
-_EVENTS = pa.schema(
-    [
-        pa.field(SUBJECT_ID, pa.int64(), nullable=False),
-        pa.field(TIME, pa.timestamp("us"), nullable=False),
-        pa.field(CODE, pa.string(), nullable=False),
-        pa.field("numeric_value", pa.float32()),
-    ]
+_EVENTS = pa.schema([EVENTS.field(name) for name in (SUBJECT_ID, TIME, CODE, NUMERIC_VALUE)]).set(
+    1, EVENTS.field(TIME).with_nullable(False)
 )
 
 
@@ -144,7 +139,7 @@ def _events(folder: Path, codes: int, splits: str | None, seed: int) -> int:
                 SUBJECT_ID: table[SUBJECT_ID],
                 TIME: table[TIME],
                 CODE: [f"NOTE//{k}//{i:03}" for k, i in zip(kinds, numbers, strict=True)],
-                "numeric_value": pa.nulls(len(table), pa.float32()),
+                NUMERIC_VALUE: pa.nulls(len(table), pa.float32()),
             }
             dated = pa.table(made).filter(table[TIME].is_valid())
             writer.write_table(dated.cast(_EVENTS))

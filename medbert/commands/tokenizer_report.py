@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -49,13 +49,19 @@ def tokenizer_report(
         {"language": language, "kind": kind, **fertility(counts, cut)}
         for (language, kind), counts in sorted(words.groups.items())
     ]
+    languages: dict[str, list[Counter[str]]] = defaultdict(list)
+    for (language, _), counts in words.groups.items():
+        languages[language].append(counts)
     whole = fertility(total, cut)
     found = candidates(words, cut, min_pieces=min_pieces, min_patients=min_patients)
     each = parameters_of_a_token(tokenizer)
     report: dict[str, Any] = {
         "tokenizer": {"pieces": len(pieces), "parameters_a_token": each},
         "all": whole,
-        "languages": _by_language(words, cut),
+        "languages": [
+            {"language": name, **fertility(sum(some, Counter()), cut)}
+            for name, some in sorted(languages.items())
+        ],
         "groups": groups,
         "general": None,
         "candidates": len(found),
@@ -82,15 +88,6 @@ def _words(corpus: str, documents: int | None) -> Words:
         words.add(document)
     words.close()
     return words
-
-
-def _by_language(words: Words, cut: Any) -> list[dict[str, Any]]:
-    out = []
-    for name in sorted({language for language, _ in words.groups}):
-        own = (counts for (language, _), counts in words.groups.items() if language == name)
-        counts = sum(own, Counter())
-        out.append({"language": name, **fertility(counts, cut)})
-    return out
 
 
 def _advice(report: dict[str, Any]) -> str:
