@@ -33,7 +33,6 @@ log = logging.getLogger(__name__)
 
 _FREE = ("checkpoint_minutes", "time_limit", "workers")  # do not change what is learned
 _GENERAL = "general"
-_WATCHED: dict[str, Any] = {"monitor": "tuning/loss", "mode": "min"}
 _BEFORE = "before.json"
 _UNTIL_LOOKS = 4  # steps between looks, below which there is one look an epoch
 
@@ -78,9 +77,8 @@ def adapt(
     of = {"gate": gate, "corpus_sha256": notes.sha256, "base_sha256": base and sha256_of(base)}
     of |= {} if other is None else {"general_sha256": other.sha256}
     encoder = _start(base, tokenizer, architecture, seed, objective.next_sentence, length)
-    with artefact(
-        out, overwrite=overwrite, settings=settings, resumable=True, free=_FREE, writes=writes
-    ) as folder:
+    kept = artefact(out, overwrite=overwrite, settings=settings, free=_FREE, writes=writes)
+    with kept as folder:
         plan = _Plan(encoder, objective, length, batch_rows, workers, seed)
         found = _numbers(notes, other, plan, folder / "tokens", judged, replay > 0, writes)
         if base is None:
@@ -96,7 +94,8 @@ def adapt(
             patience=patience,
             checkpoint_minutes=checkpoint_minutes,
             deadline=deadline,
-            **_WATCHED,
+            monitor="tuning/loss",
+            mode="min",
             line=_Looks(unit="rows"),
         )
         if writes:
@@ -222,17 +221,17 @@ def _training(
     data = plan.rows(parts, plan.objective)
     accumulate = trainer.get("accumulate_grad_batches") or 1
     epochs = trainer.get("max_epochs") or 1
+    if steps is not None and epochs != 1:
+        raise InputError("steps= is the whole training: leave trainer.max_epochs at 1")
     sampler = RowSampler(
         [of.rows for of in data.sources],
         rows=plan.batch_rows,
         batches=None if steps is None else steps * accumulate,
         replay=replay,
-        epochs=1 if steps is not None else epochs,
+        epochs=epochs,
         multiple=accumulate,
         seed=plan.seed,
     )
-    if steps is not None and epochs != 1:
-        raise InputError("steps= is the whole training: leave trainer.max_epochs at 1")
     asks = MaskedText(divisor=divisor, next_sentence=plan.objective.next_sentence)
     module = TrainingModule(
         encoder=plan.encoder, objective=asks, optimizer=optimizer, seed=plan.seed

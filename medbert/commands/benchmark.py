@@ -100,7 +100,7 @@ def benchmark(
     )
     who = asked.whole, task, encoder_dir, encoders
     found = look_for_leaks(*who, allow=allow, min_count=min_count)
-    with artefact(out, overwrite=overwrite, settings=settings, resumable=True) as folder:
+    with artefact(out, overwrite=overwrite, settings=settings, free=()) as folder:
         judge = Judge(arms, settings["task"], seed, n_bootstrap, min_count)
         answers = train_all(asked, arms, judge.core, folder / KEPT)
         study = judge.study(asked, answers, found)

@@ -62,7 +62,7 @@ def benchmark_text(
     if len(folders) < 2 or not everything:
         raise InputError("give two models or more (models.NAME=folder), and a corpus or a task")
     told = {**settings["tasks"], **texts}
-    with artefact(out, overwrite=overwrite, settings=settings, resumable=True, free=_FREE) as work:
+    with artefact(out, overwrite=overwrite, settings=settings, free=_FREE) as work:
         kept = Path(answers) if answers else work / "answers"
         kept.mkdir(parents=True, exist_ok=True)
         runs = _Runs(everything, folders, kept, {n: _digest(told[n]) for n in everything})

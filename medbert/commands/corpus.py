@@ -75,7 +75,7 @@ def corpus(
     notes = (n for path in sources for n in given(path, patient_pattern=patient_pattern))
     sizes = [size for path in sources for size in _sizes(Path(path), Path(out))]
     begun = {**settings, "files": sizes}
-    with artefact(out, overwrite=overwrite, settings=begun, resumable=True, free=_FREE) as folder:
+    with artefact(out, overwrite=overwrite, settings=begun, free=_FREE) as folder:
         files = _sorted(folder / "work" / "sorted", notes, sum(n for _, n, _ in sizes))
         rules = Rules(site, identify, min_words, secret)
         cleaned = _cleaned(folder / "work" / "cleaned", files, rules, workers)

@@ -97,17 +97,15 @@ def deidentify(
     written = out_format or _AS_TEXT.get(read_as, read_as)
     if written not in WRITTEN:
         raise InputError(f"out_format={written}: choose one of {', '.join(WRITTEN)}")
-    plan = _plan(source(), operators, in_files=written not in _ENDINGS)
-    settings = {**settings, "notes": plan.digest}
-    with artefact(
-        out, overwrite=overwrite, settings=settings, resumable=True, free=_FREE
-    ) as folder:
-        redacted = _in_parts(source, persons, needed, plan.parts, folder / "work", workers)
+    n_parts, fields, digest = _plan(source(), operators, in_files=written not in _ENDINGS)
+    settings = {**settings, "notes": digest}
+    with artefact(out, overwrite=overwrite, settings=settings, free=_FREE) as folder:
+        redacted = _in_parts(source, persons, needed, n_parts, folder / "work", workers)
         below = review_below if review or review_text else 0.0
         with _Beside(folder, below, text=review_text, spans_in_notes=written == "brat") as told:
             clean = told.clean(zip(source(), redacted, strict=True))
             place = folder / f"notes{_ENDINGS.get(written, '')}"
-            write(clean, place, format=written, columns=columns, fields=plan.fields)
+            write(clean, place, format=written, columns=columns, fields=fields)
         write_json(folder / "summary.json", told.summary())
     shutil.rmtree(Path(out) / "work")
     if failed := told.counts["notes_failed"]:
@@ -128,15 +126,12 @@ def detectors(*, trained: str | None, point: str) -> Detector:
     return Ensemble([Rules(), *listed(), *more])
 
 
-class _Plan(NamedTuple):
-    parts: int
-    fields: list[str]  # of a note, that are written
-    digest: str
-
-
-def _plan(notes: Iterable[Note], operators: Mapping[str, Operator], *, in_files: bool) -> _Plan:
+def _plan(
+    notes: Iterable[Note], operators: Mapping[str, Operator], *, in_files: bool
+) -> tuple[int, list[str], str]:
     """Reads all notes once before hours of work: what is broken is known at the door, and
-    unfinished work is not taken up with other notes."""
+    unfinished work is not taken up with other notes. Returns how many parts they have, their
+    fields that are written, and their digest."""
     seen: set[str] = set()
     known, digest, n_parts = {"note_id", "text"}, blake2b(digest_size=8), 0
     for some in parts(notes):
@@ -151,7 +146,7 @@ def _plan(notes: Iterable[Note], operators: Mapping[str, Operator], *, in_files:
             digest.update(repr(note).encode())
     if _moved(datetime(2020, 1, 1), operators, Whose(note="1")) is None:
         known -= {"time"}
-    return _Plan(n_parts, [field for field in COLUMNS if field in known], digest.hexdigest())
+    return n_parts, [field for field in COLUMNS if field in known], digest.hexdigest()
 
 
 def _in_parts(

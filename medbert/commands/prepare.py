@@ -52,7 +52,7 @@ def prepare(
     chosen = rule if vocabulary is None else Vocabulary.load(vocabulary)
     told = {k: v for k, v in settings.items() if k != "executor"}  # the store is the same
     with (
-        artefact(out, overwrite=overwrite, settings=told, resumable=True) as folder,
+        artefact(out, overwrite=overwrite, settings=told, free=()) as folder,
         executor() as runner,
     ):
         records = source.read()

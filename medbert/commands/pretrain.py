@@ -75,9 +75,8 @@ def pretrain(
         raise InputError("ckpt_path: weights that were learned without privacy cannot be a start")
     deadline = deadline_of(time_limit)
     records, writes = Store(store), first_process()
-    with artefact(
-        out, overwrite=overwrite, settings=settings, resumable=True, free=_FREE, writes=writes
-    ) as folder:
+    kept = artefact(out, overwrite=overwrite, settings=settings, free=_FREE, writes=writes)
+    with kept as folder:
         parts = {"encoder": encoder, "objective": objective, "optimizer": optimizer}
         module = pretraining(records, **parts, compiler=compiler, seed=seed)
         data = _whom_to_read(records, max_tokens, n_subjects, module.objective)

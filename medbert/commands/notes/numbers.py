@@ -32,9 +32,9 @@ def numbers(
     *,
     split: str,
     tokenizer: Any,
-    sentences: bool = False,
-    most: int | None = None,
-    writes: bool = True,
+    sentences: bool,
+    most: int | None,
+    writes: bool,
 ) -> Numbers:
     """Those of a split, or ``most`` of them (the lowest hashes). Made once: a run that is taken up,
     and the other processes of one that is shared, find them in ``folder``."""

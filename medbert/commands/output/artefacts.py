@@ -34,16 +34,15 @@ def artefact(
     *,
     overwrite: bool,
     settings: Mapping[str, Any],
-    resumable: bool = False,
-    free: Collection[str] = (),
+    free: Collection[str] | None = None,
     writes: bool = True,
 ) -> Iterator[Path]:
     """Yields a working folder beside ``out`` that becomes ``out`` when the block ends well.
 
     A finished ``out`` is refused unless ``overwrite``. When the block fails, nothing is left,
-    except that a ``resumable`` verb's work is kept and taken up by the next run with the same
-    ``settings`` (those named in ``free`` may differ). The folder also receives ``settings.json``
-    and ``environment.json``. A process that does not ``write`` refuses what the others would.
+    except that with ``free`` work is kept and taken up by the next run with the same ``settings``
+    (those that ``free`` names may differ). The folder also receives ``settings.json`` and
+    ``environment.json``. A process that does not ``write`` refuses what the others would.
     """
     out = Path(out)
     work, old = out.with_name(out.name + ".partial"), out.with_name(out.name + ".old")
@@ -52,7 +51,7 @@ def artefact(
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite:
         raise InputError(f"{out}: exists; say overwrite=true to replace it, or name another out=")
     if work.exists():
-        _take_up(work, settings, resumable, {"overwrite", *free})
+        _take_up(work, settings, free)
     if not writes:
         yield work
         return
@@ -66,27 +65,24 @@ def artefact(
         work.rename(out)
         shutil.rmtree(old, ignore_errors=True)
     except BaseException as error:
-        if not resumable or isinstance(error, InputError):
+        if free is None or isinstance(error, InputError):
             shutil.rmtree(work, ignore_errors=True)
         if isinstance(error, OSError) and error.errno is not None:
-            kept = f"{work} keeps what was done: repeat the command" if resumable else ""
-            raise InputError(
-                f"{error.filename or out}: {os.strerror(error.errno)}; "
-                f"{kept or 'nothing was changed'}"
-            ) from error
+            kept = f"{work} keeps what was done: repeat the command"
+            kept = "nothing was changed" if free is None else kept
+            reason = os.strerror(error.errno)
+            raise InputError(f"{error.filename or out}: {reason}; {kept}") from error
         raise
 
 
-def _take_up(
-    work: Path, settings: Mapping[str, Any], resumable: bool, free: Collection[str]
-) -> None:
-    if not resumable:
+def _take_up(work: Path, settings: Mapping[str, Any], free: Collection[str] | None) -> None:
+    if free is None:
         shutil.rmtree(work)
         return
     if not (work / _SETTINGS).is_file():
         return  # killed, or seen by another process, before anything was begun
     begun = read_json(work / _SETTINGS)
-    fixed = (begun.keys() | settings.keys()) - set(free)
+    fixed = (begun.keys() | settings.keys()) - {"overwrite", *free}
     if differing := sorted(key for key in fixed if begun.get(key) != settings.get(key)):
         raise InputError(
             f"{work}: unfinished work with other settings ({', '.join(differing)}); "
