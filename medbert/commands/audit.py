@@ -17,15 +17,8 @@ from medbert.commands.privacy.canaries import real
 from medbert.commands.privacy.disclosures import disclosures
 from medbert.data.store import Store
 from medbert.evaluate.intervals import Interval
-from medbert.evaluate.leaks.privacy import (
-    CANNOT_TELL,
-    CHANCE_BITS,
-    FAIL,
-    PASS,
-    Judged,
-    mean_of,
-    worst,
-)
+from medbert.evaluate.leaks import privacy
+from medbert.evaluate.leaks.privacy import FAIL, PASS, Judged
 from medbert.model import checkpoint
 from medbert.schema import NO_TOKEN, SPECIAL_TOKENS, TRAIN, InputError
 
@@ -90,7 +83,7 @@ def audit(
             _of_files(folder, records),
         ]
         made = {
-            "verdict": worst([finding["verdict"] for finding in findings]),
+            "verdict": privacy.worst([finding["verdict"] for finding in findings]),
             "weights_sha256": config["weights_sha256"],
             "findings": findings,
             "privacy": config.get("privacy"),
@@ -129,15 +122,15 @@ def _of_canaries(bits: dict[int, np.ndarray], threshold: float, how: dict[str, A
     name = "canaries: exposure in bits"
     if not bits:
         says = "none were planted; train on a store made by medbert audit plant"
-        return {"check": name, "verdict": CANNOT_TELL, "says": says}
+        return {"check": name, "verdict": privacy.CANNOT_TELL, "says": says}
     told = {
         n: {"found": int((of >= FOUND_BITS).sum()), "bits": of.round(1).tolist()}
         for n, of in bits.items()
     }
     parts = [f"{told[n]['found']} of {len(of)} that {n} had" for n, of in bits.items()]
     least = bits[min(bits)]
-    one = Judged(name, mean_of(least, **how), threshold, len(least), "canaries")
-    more = f" ({CHANCE_BITS:.2f} by chance); found: {', '.join(parts)}"
+    one = Judged(name, privacy.mean_of(least, **how), threshold, len(least), "canaries")
+    more = f" ({privacy.CHANCE_BITS:.2f} by chance); found: {', '.join(parts)}"
     return {**judged(one, more), "by_repeats": told}
 
 

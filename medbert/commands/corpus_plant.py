@@ -72,9 +72,7 @@ def _row(text: str, name: str) -> dict[str, Any]:
     return {
         "note_id": name,
         "patient_id": name,
-        "site": UNKNOWN,
-        "kind": UNKNOWN,
-        "language": UNKNOWN,
+        **dict.fromkeys(("site", "kind", "language"), UNKNOWN),
         "split": TRAIN,
         "copies": 1,
         "text": text,

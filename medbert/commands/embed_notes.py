@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import parquet
 
+from medbert.commands.notes.corpus_rows import splits_given
 from medbert.commands.notes.parts import parts, withheld
 from medbert.commands.output.artefacts import artefact, write_json
 from medbert.commands.output.progress import follow
@@ -118,7 +119,10 @@ def _events(folder: Path, codes: int, splits: str | None, seed: int) -> int:
     """Returns how many; notes without a time make none."""
     from sklearn.cluster import MiniBatchKMeans
 
-    trained, chance = _training_subjects(splits), np.random.default_rng(seed)
+    trained, chance = None, np.random.default_rng(seed)
+    if splits is not None:
+        table = splits_given(splits)
+        trained = table.filter(pc.equal(table["split"], TRAIN))[SUBJECT_ID]
     clusters = MiniBatchKMeans(codes, random_state=seed, n_init=1, batch_size=1024)
     with parquet.ParquetFile(folder / "embeddings.parquet") as file:
         share = _MOST / max(file.metadata.num_rows, 1)
@@ -149,16 +153,6 @@ def _events(folder: Path, codes: int, splits: str | None, seed: int) -> int:
 
 def _tables(file: parquet.ParquetFile) -> Iterator[pa.Table]:
     return map(file.read_row_group, range(file.num_row_groups))
-
-
-def _training_subjects(splits: str | None) -> pa.ChunkedArray | None:
-    if splits is None:
-        return None
-    try:
-        table = parquet.read_table(splits, columns=[SUBJECT_ID, "split"])
-    except (pa.ArrowException, OSError, KeyError):
-        raise InputError(f"splits={splits}: no Parquet of subject_id and split") from None
-    return table.filter(pc.equal(table["split"], TRAIN))[SUBJECT_ID]
 
 
 def _vectors(table: pa.Table, subjects: pa.ChunkedArray | None) -> np.ndarray:

@@ -11,14 +11,8 @@ import numpy as np
 from rich.console import Console
 from scipy import sparse
 
+from medbert.commands.encoders import trained_on
 from medbert.commands.encoders.classifier import Rows, by_split
-from medbert.commands.encoders.trained_on import (
-    code_keys,
-    pieces,
-    record_keys,
-    seen_in_pretraining,
-    timed,
-)
 from medbert.commands.finetune import Task
 from medbert.commands.output.artefacts import artefact, write_json
 from medbert.data.batches import Sequences
@@ -134,7 +128,7 @@ def leaks(
     found = [
         of_rows("codes_after_index", late, split),
         of_rows("outcome_in_history", seen["outcome"], split) if outcome else no_outcome,
-        seen_in_pretraining(records, np.concatenate(judged), judged_in, encoder_dir),
+        trained_on.seen_in_pretraining(records, np.concatenate(judged), judged_in, encoder_dir),
         *_copies(records),
         _alone(records, train, counts[TRAIN], seen["newest"][split == TRAIN]),
         leakage.prevalence_differs(rows.labels, rows.rows, split),
@@ -158,7 +152,7 @@ def _look(
     diagnosis, death = is_diagnosis(records.codes), matches(records.codes, [f"^{DEATH}"])
     wanted = matches(records.codes, list(outcome)) if outcome else np.zeros(len(death), bool)
     parts = []
-    for here in pieces(np.arange(len(rows.rows))):
+    for here in trained_on.pieces(np.arange(len(rows.rows))):
         until, n = rows.until[here], len(here)
         whole = records.history(rows.rows[here])
         given = records.history(rows.rows[here], until=until)
@@ -255,18 +249,19 @@ def _copies(records: Store) -> list[Finding | None]:
     if records.time != DATES:
         cure = "compare the source's own identifiers"
         return [not_checked(name, _NO_DATES, cure=cure) for name in names]
-    key_S, enough_S = record_keys(records)
+    key_S, enough_S = trained_on.record_keys(records)
     twin_S = leakage.twins(key_S, enough_S, records.split_of_row)
+    key_C = trained_on.code_keys(records.codes)
     codes, days, subjects, sizes = [], [], [], []
-    for here in pieces(np.arange(len(records))):
-        row_T, time_T, code_T = timed(records, here)
+    for here in trained_on.pieces(np.arange(len(records))):
+        row_T, time_T, code_T = trained_on.timed(records, here)
         day_T = time_T // DAY_US
         new = np.r_[True, (row_T[1:] != row_T[:-1]) | (day_T[1:] != day_T[:-1])][: len(row_T)]
-        first, n_codes = np.flatnonzero(new), len(records.codes)
+        first, n_codes = np.flatnonzero(new), len(key_C)
         distinct = np.unique((np.cumsum(new) - 1) * n_codes + code_T)
         size = np.bincount(distinct // n_codes, minlength=len(first))
         large = (size >= _LEAST_CODES) & ~twin_S[here[row_T[first]]]
-        codes.append(code_keys(records.codes)[distinct[large[distinct // n_codes]] % n_codes])
+        codes.append(key_C[distinct[large[distinct // n_codes]] % n_codes])
         days.append(day_T[first][large])
         subjects.append(here[row_T[first]][large])
         sizes.append(size[large])

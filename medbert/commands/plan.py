@@ -6,7 +6,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -155,7 +155,8 @@ def _measure(
         machine.validate(module, again, verbose=False)
         tuned = _now() - begun
     seconds, tokens = (np.array(x)[len(first) :] for x in (np.diff(clock.times), clock.tokens))
-    weights = sum(p.numel() * p.element_size() for p in module.parameters())
+    states = [state for optimizer in machine.optimizers for state in optimizer.state.values()]
+    kept = [x for state in states for x in state.values() if isinstance(x, torch.Tensor)]
     return {
         "device": str(machine.strategy.root_device),
         "steps_measured": len(seconds),
@@ -164,8 +165,8 @@ def _measure(
         "tuning_tokens_per_second": tokens.sum() / tuned,
         "padding_in_attention": _padding(machine, module.encoder, again),
         "peak_memory_bytes": peak_memory(),
-        "encoder_bytes": sum(p.numel() * p.element_size() for p in module.encoder.parameters()),
-        "checkpoint_bytes": 2 * weights + _state_bytes(machine.optimizers),
+        "encoder_bytes": _bytes(module.encoder.parameters()),
+        "checkpoint_bytes": 2 * _bytes(module.parameters()) + _bytes(kept),
     }
 
 
@@ -184,10 +185,8 @@ def _padding(machine: pl.Trainer, encoder: Any, batches: DataLoader) -> float:
     return sum(n for n, _ in told) / sum(len(batch.tokens_T) for _, batch in told) - 1
 
 
-def _state_bytes(optimizers: list[torch.optim.Optimizer]) -> int:
-    """What the optimizers keep beside the weights."""
-    parts = [x for o in optimizers for state in o.state.values() for x in state.values()]
-    return sum(x.numel() * x.element_size() for x in parts if isinstance(x, torch.Tensor))
+def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(x.numel() * x.element_size() for x in tensors)
 
 
 # --- telling ------------------------------------------------------------------------------------

@@ -15,12 +15,7 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader
 
-from medbert.commands.encoders.building import (
-    pretraining,
-    pretraining_advice,
-    save_objective,
-    training_sequences,
-)
+from medbert.commands.encoders import building
 from medbert.commands.encoders.trained_on import TRAINED_ON, training_set
 from medbert.commands.output.artefacts import artefact, first_process, read_json, write_json
 from medbert.data.batches import Sequences, loader
@@ -78,7 +73,7 @@ def pretrain(
     kept = artefact(out, overwrite=overwrite, settings=settings, free=_FREE, writes=writes)
     with kept as folder:
         parts = {"encoder": encoder, "objective": objective, "optimizer": optimizer}
-        module = pretraining(records, **parts, compiler=compiler, seed=seed)
+        module = building.pretraining(records, **parts, compiler=compiler, seed=seed)
         data = _whom_to_read(records, max_tokens, n_subjects, module.objective)
         if privacy is None:  # what is promised is of the steps alone
             begin(module.encoder, module.objective, loader(data[TRAIN], budget=batch_tokens))
@@ -152,7 +147,7 @@ def _write(
     extra = {"vocabulary_sha256": records.vocabulary.sha256, TRAINED_ON: training_set(records)}
     extra |= {"privacy": module.private.told()} if module.private else {}
     checkpoint.save_module(folder, modules={"encoder": module.encoder}, extra=extra)
-    save_objective(folder, module.objective)
+    building.save_objective(folder, module.objective)
     records.vocabulary.save(folder / "vocabulary.parquet")
     counts = torch.from_numpy(records.vocabulary.counts.copy())
     module.to(place())
@@ -194,7 +189,7 @@ def _whom_to_read(
     records: Store, max_tokens: int, n_subjects: int | None, objective: Any
 ) -> dict[str, Sequences]:
     data = {
-        split: training_sequences(records, split, max_tokens, n_subjects=n_subjects)
+        split: building.training_sequences(records, split, max_tokens, n_subjects=n_subjects)
         for split in (TRAIN, TUNING)
     }
     for split, of_split in data.items():
@@ -225,7 +220,7 @@ def _tell_what_was_learned(
     metrics: dict[str, float], pairs: float | None, train: Sequences, settings: dict[str, Any]
 ) -> None:
     log.info("best epoch %d, tuning loss %.3f", metrics["best_epoch"], metrics["tuning/loss"])
-    for text in pretraining_advice(
+    for text in building.pretraining_advice(
         settings,
         steps=int(metrics["steps"]),
         subjects=len(train),

@@ -73,15 +73,20 @@ class Kept:
         self.only(chosen_N, "over its quota")
 
 
+def splits_given(path: str) -> pa.Table:
+    """``subject_id`` and ``split`` of a Parquet file made elsewhere."""
+    try:
+        return parquet.read_table(path, columns=["subject_id", "split"])
+    except (pa.ArrowException, OSError, KeyError):
+        raise InputError(f"splits={path}: no Parquet of subject_id and split") from None
+
+
 def splits_of(
     table: pa.Table, fractions: Sequence[float], seed: int, given: str | None
 ) -> NDArray[np.str_]:
     known: dict[str, str] = {}
     if given:
-        try:
-            there = parquet.read_table(given, columns=["subject_id", "split"])
-        except (pa.ArrowException, OSError, KeyError):
-            raise InputError(f"splits={given}: no Parquet of subject_id and split") from None
+        there = splits_given(given)
         who = pc.cast(there["subject_id"], pa.string()).to_pylist()
         known = dict(zip(who, there["split"].to_pylist(), strict=True))
     of: dict[str, str] = {}

@@ -79,12 +79,9 @@ def best_of_families(arms: Iterable[Arm], answers: Mapping[str, Answer]) -> dict
 
     The rule of Breiman et al. (1984, ch. 3.4.3): on few labels the best is often so by chance.
     """
-    families: dict[str, list[Arm]] = {}
-    for arm in arms:
-        if arm.name in answers:
-            families.setdefault(arm.family, []).append(arm)
-    found = {}
-    for family, some in families.items():
+    known, found = [arm for arm in arms if arm.name in answers], {}
+    for family in dict.fromkeys(arm.family for arm in known):
+        some = [arm for arm in known if arm.family == family]
         best = max((answers[arm.name] for arm in some), key=lambda answer: answer.auroc)
         near = best.auroc - best.error
         found[family] = next(arm for arm in some if answers[arm.name].auroc >= near)
