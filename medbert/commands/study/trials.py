@@ -90,10 +90,9 @@ def curve(trial: Trial, sizes: Sequence[int], *, draws: int) -> dict[tuple[int, 
 
     found = {}
     for draw in range(draws):
-        train = subsets(trial.train, [*share], seed=trial.seed + draw)
-        tuning = subsets(
-            trial.tuning, [*share.values()], seed=trial.seed + draw, least=LEAST_TUNING
-        )
+        seed = trial.seed + draw
+        train = subsets(trial.train, [*share], seed=seed)
+        tuning = subsets(trial.tuning, [*share.values()], seed=seed, least=LEAST_TUNING)
         for size in share:
             found[size, draw] = trial._replace(
                 name=f"{size:,} labelled subjects, draw {draw + 1} of {draws}",
@@ -109,13 +108,12 @@ def gaps(trial: Trial, task: Any, days: Sequence[int]) -> dict[float | None, Tri
     if days and not hasattr(getattr(task, "outcome", None), "gap_days"):
         raise InputError("gaps: the outcome of this task has no gap_days; say gaps=[]")
     found: dict[float | None, Trial] = {}
+    records = trial.frame.records
     for gap in days:
-        outcome = dataclasses.replace(task.outcome, gap_days=gap)
+        outcome, name = dataclasses.replace(task.outcome, gap_days=gap), f"gap of {gap} days"
         try:
-            cohort = dataclasses.replace(task, outcome=outcome).build(trial.frame.records)
-            found[gap] = _like(
-                trial, trial.frame.records, cohort, outcome=outcome, name=f"gap of {gap} days"
-            )
+            cohort = dataclasses.replace(task, outcome=outcome).build(records)
+            found[gap] = _like(trial, records, cohort, outcome=outcome, name=name)
         except InputError as error:
             raise InputError(f"gaps: with {gap} days: {error}") from error
     return found
