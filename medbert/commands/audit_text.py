@@ -62,13 +62,13 @@ def audit_text(
     later = notes.manifest.get("settings", {}).get("held_out_from")
     how: dict[str, Any] = {"seed": seed, "resamples": resamples, "level": level}
     with artefact(out, overwrite=overwrite, settings=settings) as work:
-        ours, reference = (MaskedModel(folder, device=device) for folder in (model, base))
+        models = [MaskedModel(folder, device=device) for folder in (model, base)]
         texts, member = _patients(notes, n_patients, characters, seed)
-        found = _membership(ours, reference, texts, member, how)
+        found = _membership(models, texts, member, how)
         n = int(min(member.sum(), (~member).sum()))
         findings = [
             *of_membership(found, n, "patients of a kind", max_auc=max_auc, max_tpr=max_tpr),
-            *_canaries(notes, ours, reference, alternatives, max_exposure, how),
+            *_canaries(notes, models, alternatives, max_exposure, how),
         ]
         made = {
             "verdict": worst([finding["verdict"] for finding in findings]),
@@ -105,13 +105,10 @@ def _patients(notes: Corpus, most: int, characters: int, seed: int) -> tuple[lis
 
 
 def _membership(
-    ours: MaskedModel,
-    reference: MaskedModel,
-    texts: list[str],
-    member: np.ndarray,
-    how: dict[str, Any],
+    models: list[MaskedModel], texts: list[str], member: np.ndarray, how: dict[str, Any]
 ) -> dict[str, Any]:
-    counts_NK, before_NK = ours.losses(texts), reference.losses(texts)
+    """``models``: the one that is audited, and the one before."""
+    counts_NK, before_NK = (model.losses(texts) for model in models)
     used = (counts_NK[:, PIECES] > 0) & (before_NK[:, PIECES] > 0)
     counts_NK, before_NK, member = counts_NK[used], before_NK[used], member[used]
     loss_N, before_N = (c[:, NATS] / c[:, PIECES] for c in (counts_NK, before_NK))
@@ -123,8 +120,7 @@ def _membership(
 
 def _canaries(
     notes: Corpus,
-    ours: MaskedModel,
-    reference: MaskedModel,
+    models: list[MaskedModel],
     alternatives: int,
     threshold: float,
     how: dict[str, Any],
@@ -139,7 +135,7 @@ def _canaries(
     texts = [one["text"] for one in secrets] + [one.text for one in others]
     places = [(one["start"], one["end"]) for one in secrets]
     places += [(one.start, one.end) for one in others]
-    losses, before = (model.secrets(texts, places) for model in (ours, reference))
+    losses, before = (model.secrets(texts, places) for model in models)
     planted_K = np.arange(len(texts)) < len(secrets)
     scores = privacy.calibrated(losses, planted_K, before, seed=how["seed"])
     bits = privacy.exposure(scores[planted_K], scores[~planted_K])

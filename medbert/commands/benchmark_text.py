@@ -28,7 +28,6 @@ HELD_OUT_PATIENTS, GENERAL = "held-out patients", "general text"
 _FORMAT = 1  # of what is kept of an answer
 _OF_TASKS = ("models", "tasks", "seeds", "pairs", "reference", "corpus", "general")
 _FREE = (*_OF_TASKS, "n_bootstrap", "level")
-Job = tuple[str, str, int]  # task, model, seed
 
 
 @withheld
@@ -112,16 +111,15 @@ class _Runs:
         jobs = [(name, model, s) for s in every for model in self.models]
         size = len(items.cluster_N)
         for job in follow(jobs, name, len(jobs), unit="items", size=lambda job: size):
-            self._answer(job)
-        counts = {m: np.stack([self._answer((name, m, s)) for s in every]) for m in self.models}
+            self._answer(*job)
+        counts = {m: np.stack([self._answer(name, m, s) for s in every]) for m in self.models}
         simple = [task.beside(seed=s) for s in every]
         beside = {b: np.stack([one[b] for one in simple]) for b in simple[0]}
         return Counted(
             task.measures, {**counts, **beside}, items.cluster_N, items.groups, tuple(beside)
         )
 
-    def _answer(self, job: Job) -> np.ndarray:
-        name, model, seed = job
+    def _answer(self, name: str, model: str, seed: int) -> np.ndarray:
         key = _digest([_FORMAT, self.of_task[name], self.of_model[model], seed])
         file = self.kept / f"{key[:24]}.npy"
         if not file.is_file():

@@ -114,13 +114,10 @@ def write_report(
     """metrics.json, README.md (the model card) and losses.png, of the model in ``folder``; returns
     the verdict."""
     verdict = list(told(judgements, fresh=settings["base"] is None))
-    weights = {"weights_sha256": sha256_of(folder)}
+    made = {**metrics, "weights_sha256": sha256_of(folder), **of, "verdict": verdict}
     losses = {name: found._asdict() for name, found in judgements.items()}
-    write_json(
-        folder / "metrics.json",
-        {**metrics, **weights, **of, "verdict": verdict, "masked_loss": losses},
-    )
-    _card(folder, settings, metrics, {**weights, **of}, verdict, judgements)
+    write_json(folder / "metrics.json", {**made, "masked_loss": losses})
+    _card(folder, settings, made, judgements)
     steps, seen = _seen(folder / "logs")
     if len(steps):
         draw(folder / "losses.png", losses=seen, at=steps, references={}, by_frequency=[])
@@ -141,9 +138,7 @@ def _seen(logs: Path) -> tuple[list[int], list[float]]:
 def _card(
     folder: Path,
     settings: Mapping[str, Any],
-    metrics: Mapping[str, float],
-    of: Mapping[str, Any],
-    verdict: Sequence[str],
+    made: Mapping[str, Any],
     judgements: Mapping[str, Judgement],
 ) -> None:
     rows = [
@@ -152,7 +147,7 @@ def _card(
         for name, found in judgements.items()
         for label, group in found.groups.items()
     ]
-    gate = of["gate"]
+    gate = made["gate"]
     said = f'{gate["state"]} ("{gate["reason"]}")' if gate["reason"] else gate["state"]
     asked = settings["objective"]
     name = str(asked["_target_"]).rpartition(".")[2].lower()
@@ -160,16 +155,16 @@ def _card(
     optimizer = {k: v for k, v in settings["optimizer"].items() if not k.startswith("_")}
     text = Template((files(__package__) / "adapted.md").read_text(encoding="utf-8"))
     filled = text.substitute(
-        verdict="\n".join(f"- {line}" for line in verdict),
-        base=of["base_sha256"] or "none: trained from scratch",
-        corpus=of["corpus_sha256"],
-        general=of.get("general_sha256") or "none",
+        verdict="\n".join(f"- {line}" for line in made["verdict"]),
+        base=made["base_sha256"] or "none: trained from scratch",
+        corpus=made["corpus_sha256"],
+        general=made.get("general_sha256") or "none",
         gate=said,
         gate_sha256=gate["sha256"] or "none",
-        weights=of["weights_sha256"],
+        weights=made["weights_sha256"],
         objective=f"{name} ({chosen})",
         replay=settings["replay"],
-        steps=f"{int(metrics['steps']):,}",
+        steps=f"{int(made['steps']):,}",
         rows=settings["batch_rows"] * (settings["trainer"].get("accumulate_grad_batches") or 1),
         length=settings["length"],
         optimizer=", ".join(f"{k} {v}" for k, v in optimizer.items()),

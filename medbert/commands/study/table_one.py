@@ -23,12 +23,10 @@ def table_one(
     ``min_count`` where one of them is smaller than that, and what is hidden with or without the
     outcome is hidden on both sides, or it would follow from the whole.
     """
-    columns, sides = dict(splits), []
-    if HELD_OUT in splits:
-        judged = splits[HELD_OUT]
-        sides = [f"{HELD_OUT}, {word} the outcome" for word in ("with", "without")]
-        for side, mask in zip(sides, (judged.labels, ~judged.labels), strict=True):
-            columns[side] = Rows(*(part[mask] for part in judged))
+    columns, judged = dict(splits), splits[HELD_OUT]
+    sides = [f"{HELD_OUT}, {word} the outcome" for word in ("with", "without")]
+    for side, mask in zip(sides, (judged.labels, ~judged.labels), strict=True):
+        columns[side] = Rows(*(part[mask] for part in judged))
     counts = {
         name: {
             "subjects": len(np.unique(rows.rows)),
