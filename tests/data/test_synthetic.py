@@ -358,26 +358,30 @@ def test_every_condition_has_a_source_and_codes_of_both_eras():
         assert bool(condition.icd9) == bool(condition.icd10)
 
 
-@pytest.mark.parametrize(
-    ("right", "wrong", "message"),
-    [
-        ("effects: {tobacco: 2}", "effects: {tobaco: 2}", "alcohol.*tobaco"),
-        ("effects: {tobacco: 2}", "effects: {gout: 2}", "alcohol.*not above.*gout"),
-        ("effects: {tobacco: 2}", "efects: {tobacco: 2}", "alcohol.*efects"),
-        ("effects: {tobacco: 2}", "effects: {tobacco: two}", "alcohol: effects: tobacco.*two"),
-        ("orders: {nicotine: 0.05}", "orders: {nicotin: 0.05}", "tobacco.*nicotin"),
-        ("- 305.1 10 Tobacco", "- 305.1 Tobacco", "tobacco: icd9.*305.1 Tobacco"),
-        ("per_1000: [0, 2, 12, 2,", "per_1000: [0, 2, 12,", "tobacco: per_1000"),
-        ("dyspnea: {per_year: 0.35,", "dyspnoea: {per_year: 0.35,", "signs.*dyspnoea"),
-        ("shifts: {hypothyroidism: 1.8}", "shifts: {hypothyroid: 1.8}", "tsh.*hypothyroid"),
-        ("setting: {inpatient: 1}", "setting: {ward: 1}", "ward"),
-    ],
-)
-def test_a_parameter_that_cannot_be_is_named(right, wrong, message):
-    text = conditions.FILE.read_text(encoding="utf-8")
-    assert right in text
-    with pytest.raises(InputError, match=f"parameters.yaml: .*{message}"):
-        conditions.parse(text.replace(right, wrong))
+def test_parameters_speak_of_what_is_defined_above_them():
+    parameters, everything = conditions.PARAMETERS, set(conditions.NAMES)
+    above: set[str] = set()
+    for name, each in conditions.CONDITIONS.items():
+        causes = {part for effect in each.effects for part in effect.split("+")}
+        causes |= {each.needs} - {""} | ({each.follows.stage} if each.follows else set())
+        assert causes <= above, name
+        assert not each.course or each.course.condition in everything
+        assert each.setting.keys() <= {*conditions.KINDS}
+        assert each.orders.keys() <= parameters.drugs.keys() | parameters.labs.keys()
+        above |= {name} & conditions.LASTING.keys()
+    for lab in parameters.labs.values():
+        assert lab.shifts.keys() <= everything
+    for causes_of in parameters.rule_out.values():
+        assert causes_of.keys() <= {conditions.ANYONE, *conditions.LASTING}
+    assert parameters.signs.keys() | parameters.rule_out.keys() <= conditions.OUTCOMES.keys()
+    assert {name for signs in parameters.signs.values() for name in signs} <= everything
+    assert (conditions.RECORD.listed | conditions.RECORD.uncoded).keys() <= {*conditions.KINDS}
+    assert {*conditions.RECORD.died_of} <= everything
+
+
+def test_every_condition_has_one_rate_for_each_age_band():
+    for condition in (conditions.LIFE.mortality, *conditions.CONDITIONS.values()):
+        assert len(condition.per_1000) == len(conditions.LIFE.age_bands)
 
 
 def test_every_diagnosis_code_exists(simulation):
