@@ -6,12 +6,12 @@ who is in which bin. Neither depends on how the events are cut into blocks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
-_PENDING = 1 << 22  # rows of histograms that wait to be merged
 _TENS = np.array([float(f"1e{n}") for n in range(50)])
 
 
@@ -84,28 +84,18 @@ def _histogram(
     scan: Callable[[], Iterator[Block]], wanted: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Code, value (three digits) and number of events, sorted by code and value."""
-    parts = [(np.zeros(0, np.uint64), np.zeros(0, np.int64))]
-    waiting = 0
+    names, kinds = ("code", "value", "n"), (pa.int32(), pa.float32(), pa.int64())
+    total = pa.schema(zip(names, kinds, strict=True)).empty_table()
     for block in scan():
         here = wanted[block.code_T] & np.isfinite(block.value_T)
-        bits = (_three_digits(block.value_T[here]) + np.float32(0)).view(np.uint32)  # no -0
-        # floats order as unsigned integers once negative ones are turned around
-        bits ^= np.where(bits >> 31, np.uint32(0xFFFFFFFF), np.uint32(0x80000000))
-        key = block.code_T[here].astype(np.uint64) << np.uint64(32) | bits
-        parts.append(np.unique(key, return_counts=True))
-        waiting += len(parts[-1][0])
-        if waiting > max(_PENDING, len(parts[0][0])):
-            parts, waiting = [_added(parts)], 0
-    key, count = _added(parts)
-    bits = key.astype(np.uint32)
-    bits ^= np.where(bits >> 31, np.uint32(0x80000000), np.uint32(0xFFFFFFFF))
-    return (key >> np.uint64(32)).astype(np.int64), bits.view(np.float32), count
-
-
-def _added(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    keys, counts = (np.concatenate(column) for column in zip(*parts, strict=True))
-    key, place = np.unique(keys, return_inverse=True)
-    return key, np.bincount(place, weights=counts, minlength=len(key)).astype(np.int64)
+        value = _three_digits(block.value_T[here]) + np.float32(0)  # no -0
+        one = np.ones(len(value), np.int64)
+        total = pa.concat_tables([total, pa.table([block.code_T[here], value, one], names)])
+        total = total.group_by(["code", "value"], use_threads=False).aggregate([("n", "sum")])
+        total = total.rename_columns(names)
+    total = total.sort_by([("code", "ascending"), ("value", "ascending")])
+    code, value, count = (column.to_numpy() for column in total.columns)
+    return code.astype(np.int64), value, count
 
 
 def _three_digits(value_T: np.ndarray) -> np.ndarray:
