@@ -9,6 +9,7 @@ import numpy as np
 
 from medbert.data.bins import Block
 from medbert.data.codes import ancestors
+from medbert.data.preparing.order import distinct_subjects
 
 if TYPE_CHECKING:
     from medbert.data.vocabulary import Rule
@@ -57,12 +58,12 @@ def roll_up(
     for level in sorted({*level_N.tolist()} - {0}, reverse=True):
         home_P = homes()
         here_P = (home_P >= 0) & (level_N[home_P] == level)
-        n_subjects = _distinct(home_P[here_P], subject_P[here_P], len(names))
+        n_subjects = distinct_subjects(subject_P[here_P], home_P[here_P], len(names))
         too_few = np.flatnonzero((level_N == level) & (n_subjects < rule.min_subjects))
         alive -= {names[i] for i in too_few}
     home_P = homes()
     placed = home_P >= 0
-    n_subjects = _distinct(home_P[placed], subject_P[placed], len(names))
+    n_subjects = distinct_subjects(subject_P[placed], home_P[placed], len(names))
     count = np.bincount(home_P[placed], weights=count_P[placed], minlength=len(names))
     return {names[i]: Gained(int(count[i]), int(n_subjects[i])) for i in np.flatnonzero(n_subjects)}
 
@@ -82,10 +83,3 @@ def _pairs(
         n_subjects += len(ids)
     subject_P, code_P, count_P = (np.concatenate(column) for column in zip(*parts, strict=True))
     return subject_P, code_P, count_P
-
-
-def _distinct(name_P: np.ndarray, subject_P: np.ndarray, n_names: int) -> np.ndarray:
-    """Number of distinct subjects of each name."""
-    n_subjects = int(subject_P.max(initial=0)) + 1
-    used = np.unique(name_P * n_subjects + subject_P)
-    return np.bincount(used // n_subjects, minlength=n_names)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 
 from medbert.data import titles as icd_titles
 from medbert.data.codes import canonical, is_diagnosis, parents_of
-from medbert.data.preparing import gather
+from medbert.data.preparing import Settings, gather
 from medbert.data.preparing.recode import Recoded, recode
 from medbert.schema import BIRTH, CODE, DEATH, PARENTS, SEX, InputError, Records, Resolved
 
@@ -26,14 +25,7 @@ class Codebook:
     recoding: dict[str, dict[str, int]]  # outcome -> codes, events
 
 
-def agree(
-    records: Records,
-    work: Path,
-    *,
-    use_parents: Sequence[str],
-    icd9_to_icd10: str | None,
-    look_up_titles: bool,
-) -> Codebook:
+def agree(records: Records, work: Path, settings: Settings) -> Codebook:
     """One list of codes for all parts; ``work/codes.npz`` says what their own numbers mean in it.
 
     A source's codes are resolved by the source, then spelled canonically, then recoded.
@@ -49,8 +41,12 @@ def agree(
     stated = records.codes is not None and PARENTS in records.codes.column_names
     parents = parents_of(records.codes) if stated else {}
     known = sorted({code for code in spelled if code})
-    gem = None if icd9_to_icd10 is None else Path(icd9_to_icd10)
-    recoded = recode(known, parents=parents, use_parents=use_parents, gem=gem)
+    recoded = recode(
+        known,
+        parents=parents,
+        use_parents=settings.use_parents,
+        gem=settings.icd9_to_icd10,
+    )
     meant = dict(zip(known, recoded.codes, strict=True))
     names = sorted({*recoded.codes, BIRTH})
     number = {code: i for i, code in enumerate(names)}
@@ -66,7 +62,7 @@ def agree(
     }
     np.savez(work / "codes.npz", **facts)
     titles = _titles(records, resolved)
-    if look_up_titles:
+    if settings.look_up_titles:
         titles = icd_titles.look_up(names) | titles
     events = dict.fromkeys(spoken, 0)
     for own, n in zip(local, counts, strict=True):

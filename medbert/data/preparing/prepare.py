@@ -16,7 +16,6 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, as_completed
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +23,14 @@ import numpy as np
 import pyarrow as pa
 
 from medbert.data import splits as subject_splits
+from medbert.data.preparing import Settings
 from medbert.data.preparing.codebook import agree
 from medbert.data.preparing.finish import Made
 from medbert.data.preparing.gather import bucket_sizes
 from medbert.data.preparing.shards import Plan, ShardJob, write_shard
 from medbert.data.preparing.spill import BUCKETS, SpillJob, spill
-from medbert.data.visits import VisitRule
 from medbert.data.vocabulary import Rule, Vocabulary
-from medbert.schema import (
-    Part,
-    Records,
-)
+from medbert.schema import Part, Records
 
 _BYTES_PER_EVENT = 300  # of memory while a shard is made, measured
 
@@ -44,31 +40,6 @@ Follow = Callable[[Iterable[int], str, int], Iterator[int]]
 def silent(done: Iterable[int], what: str, total: int) -> Iterator[int]:
     """A ``Follow`` that shows nothing: ``done`` yields the events of each finished job."""
     yield from done
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How a store is made.
-
-    Args:
-        visit: what a visit is.
-        fractions: shares of train, tuning and held_out, where no splits are given.
-        seed: of the splits.
-        memory_gb: for the events of one shard; a store depends on it, but not on the executor.
-        max_bad_share: share of rows with the same fault that may be kept out.
-        use_parents: code systems; a code that is no diagnosis becomes its parent in one of them.
-        icd9_to_icd10: a file of the CMS General Equivalence Mappings; None: ICD-9 stays.
-        look_up_titles: of ICD codes in packages that carry them, where the source has none.
-    """
-
-    visit: VisitRule
-    fractions: Sequence[float]
-    seed: int
-    memory_gb: float
-    max_bad_share: float
-    use_parents: Sequence[str]
-    icd9_to_icd10: str | None
-    look_up_titles: bool
 
 
 def write_store(
@@ -97,27 +68,12 @@ def write_store(
     ]
     for _ in follow(_done(spill, jobs, executor), "reading", len(jobs)):
         pass
-    codes = agree(
-        records,
-        work,
-        use_parents=settings.use_parents,
-        icd9_to_icd10=settings.icd9_to_icd10,
-        look_up_titles=settings.look_up_titles,
-    )
+    codes = agree(records, work, settings)
     _write_splits_given(work, records.splits if splits is None else splits)
     _forget_other_shards(folder, work)
     (folder / "data").mkdir(exist_ok=True)
     (work / "shards").mkdir(exist_ok=True)
-    plan = Plan(
-        folder=work,
-        store=folder,
-        parts=records.parts,
-        visit=settings.visit,
-        fractions=settings.fractions,
-        seed=settings.seed,
-        max_bad_share=settings.max_bad_share,
-        one_file_each=records.one_file_each,
-    )
+    plan = Plan(work, folder, records.parts, settings, records.one_file_each)
     shard_jobs = [
         ShardJob(plan, k, numbers, buckets)
         for k, (numbers, buckets) in enumerate(_shards(work, rows, most))
@@ -135,15 +91,19 @@ def _work_folder(folder: Path, records: Records) -> Path:
     """Where the stages leave their results; empty where the source is not what it was."""
     work = folder / "work"
     stamps = json.dumps([(part.name, part.stamp) for part in records.parts])
-    file = work / "source.json"
-    if not file.is_file() or file.read_text(encoding="utf-8") != stamps:
-        for old in (work, folder / "data", folder / "subjects"):
-            shutil.rmtree(old, ignore_errors=True)
-        work.mkdir(parents=True)
-        part = file.with_suffix(".part")
-        part.write_text(stamps, encoding="utf-8")
-        part.replace(file)
+    _begin_anew_unless(work / "source.json", stamps, [work, folder / "data", folder / "subjects"])
     return work
+
+
+def _begin_anew_unless(file: Path, said: str, made: Sequence[Path]) -> None:
+    """Removes the folders ``made``, unless ``file`` says what it will say then."""
+    if not file.is_file() or file.read_text(encoding="utf-8") != said:
+        for old in made:
+            shutil.rmtree(old, ignore_errors=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(".part")
+        part.write_text(said, encoding="utf-8")
+        part.replace(file)
 
 
 def _done(
@@ -172,12 +132,8 @@ def _write_splits_given(work: Path, splits: pa.Table | None) -> None:
 def _forget_other_shards(folder: Path, work: Path) -> None:
     """Shards that an interrupted run made with other codes or splits are made anew."""
     plan = b"".join(path.read_bytes() for path in sorted(work.glob("*.npz")))
-    digest = hashlib.sha256(plan).hexdigest()
-    file = work / "plan.sha256"
-    if not file.is_file() or file.read_text(encoding="utf-8") != digest:
-        for old in (work / "shards", folder / "data", folder / "subjects"):
-            shutil.rmtree(old, ignore_errors=True)
-        file.write_text(digest, encoding="utf-8")
+    made = [work / "shards", folder / "data", folder / "subjects"]
+    _begin_anew_unless(work / "plan.sha256", hashlib.sha256(plan).hexdigest(), made)
 
 
 def _rows_if_direct(records: Records, part: Part, most: int) -> int | None:

@@ -18,26 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from medbert.data import splits as subject_splits
-from medbert.data.preparing import births, gather, order
+from medbert.data.preparing import Settings, births, gather, order
 from medbert.data.preparing.spill import NO_VISIT, Columns
 from medbert.data.store import record_batch
-from medbert.data.visits import (
-    Runs,
-    Stays,
-    VisitRule,
-    made_of_events,
-    put_together,
-    runs_of,
-)
-from medbert.schema import (
-    SPLITS,
-    STATIC,
-    SUBJECT_ID,
-    TRAIN,
-    Findings,
-    InputError,
-    Part,
-)
+from medbert.data.visits import Runs, Stays, made_of_events, put_together, runs_of
+from medbert.schema import SPLITS, STATIC, SUBJECT_ID, TRAIN, Findings, InputError, Part
 
 
 class Plan(NamedTuple):
@@ -46,10 +31,7 @@ class Plan(NamedTuple):
     folder: Path
     store: Path
     parts: Sequence[Part]
-    visit: VisitRule
-    fractions: Sequence[float]
-    seed: int
-    max_bad_share: float
+    settings: Settings
     one_file_each: bool
 
 
@@ -84,7 +66,7 @@ def write_shard(job: ShardJob) -> int:
     plan = job.plan
     done = plan.folder / "shards" / f"{job.number}.json"
     if not done.exists():
-        findings = Findings(plan.max_bad_share)
+        findings = Findings(plan.settings.max_bad_share)
         codes = Codes.read(plan.folder, job.numbers)
         shard = _Shard(job, codes, findings)
         shard.drop_impossible_ages()
@@ -218,9 +200,9 @@ class _Shard:
             moved = (end > time[settled]) & (time[settled] != STATIC)
             self.changed["diagnoses_moved_to_discharge"] = int(moved.sum())
             time[settled[moved]] = end[moved]
-            if self.plan.visit.named:
+            if self.plan.settings.visit.named:
                 self.events["stay"] = stay
-        return stays if self.plan.visit.named else stays.take(np.zeros(0, np.int64))
+        return stays if self.plan.settings.visit.named else stays.take(np.zeros(0, np.int64))
 
     def sort(self) -> None:
         """By subject, time (static first) and rank, codes shuffled; exact repeats are dropped."""
@@ -252,12 +234,12 @@ class _Shard:
         stay = self.events.pop("stay", None)
         made = named.take(np.zeros(0, np.int64))
         rows: np.ndarray | slice = slice(0)
-        if self.plan.visit.by != "column":
+        if self.plan.settings.visit.by != "column":
             loose = (time != STATIC) & ~self.codes.in_no_visit[self.events["code"]]
             if stay is not None:
                 loose &= stay < 0
             rows = slice(None) if loose.all() else np.flatnonzero(loose)
-            made, of_row = made_of_events(self.plan.visit, subject[rows], time[rows])
+            made, of_row = made_of_events(self.plan.settings.visit, subject[rows], time[rows])
         number = np.full(len(subject), -1) if stay is None else stay
         if len(made.start):
             number[rows] = of_row + len(named.start)
@@ -282,11 +264,11 @@ class _Shard:
         plan, k = self.plan, self.job.number
         subject, code = self.events["subject"], self.events["code"]
         given = plan.folder / "splits.npz"
-        split = (
-            subject_splits.stored(given, self.ids)
-            if given.exists()
-            else subject_splits.places(self.ids, fractions=plan.fractions, seed=plan.seed)
-        )
+        if given.exists():
+            split = subject_splits.stored(given, self.ids)
+        else:
+            by = plan.settings
+            split = subject_splits.places(self.ids, fractions=by.fractions, seed=by.seed)
         n_codes = len(self.codes.is_diagnosis)
         train = (split == SPLITS.index(TRAIN))[subject]
         np.savez(

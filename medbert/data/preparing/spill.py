@@ -107,25 +107,19 @@ class PieceColumns:
     def _events(self, table: pa.Table) -> tuple[Columns, Columns]:
         """The events but births, with those optional columns that hold anything; the births."""
         code, births = self.number(table[CODE])
-        columns = {
-            "subject": table[SUBJECT_ID].to_numpy(),
-            "time": microseconds(table[TIME]) if TIME in table.column_names else None,
-            "code": code,
-        }
-        if columns["time"] is None:
-            columns["time"] = np.full(table.num_rows, STATIC)
+        subject, time = table[SUBJECT_ID].to_numpy(), _microseconds(table, TIME)
+        columns = {"subject": subject, "time": time, "code": code}
         for name, column, kind, empty in (
             ("value", NUMERIC_VALUE, np.float32, np.nan),
             ("visit", VISIT_ID, np.int64, NO_VISIT),
             ("rank", RANK, np.int16, 0),
         ):
             if column in table.column_names and table[column].null_count < table.num_rows:
-                columns[name] = filled(table[column], kind, empty)
+                columns[name] = _filled(table, column, kind, empty)
         if births is None:
             return columns, {}
-        rows = filled(table[ROW], np.int64, -1) if ROW in table.column_names else None
-        found = {name: columns[name][births] for name in ("subject", "time")}
-        found["row"] = np.full(len(found["time"]), -1) if rows is None else rows[births]
+        found = {"subject": subject, "time": time, "row": _filled(table, ROW, np.int64, -1)}
+        found = {name: values[births] for name, values in found.items()}
         return {name: values[~births] for name, values in columns.items()}, found
 
     def number(
@@ -181,34 +175,32 @@ class _Writer:
 
 def _stated(table: pa.Table) -> Columns:
     """STATED_VISITS as numpy columns; ``kind`` is its place in KINDS."""
-    there = set(table.column_names)
-    n = table.num_rows
-    kinds = pa.array(KINDS)
-    kind = pc.index_in(table["kind"], kinds) if "kind" in there else pa.nulls(n, pa.int32())
+    if "kind" in table.column_names:
+        kinds = pc.index_in(table["kind"], pa.array(KINDS))
+        table = table.set_column(table.column_names.index("kind"), "kind", kinds)
     return {
         "subject": table[SUBJECT_ID].to_numpy(),
         "visit": table[VISIT_ID].to_numpy(),
-        "start": microseconds(table["start"]) if "start" in there else np.full(n, STATIC),
-        "end": microseconds(table["end"]) if "end" in there else np.full(n, STATIC),
-        "kind": filled(kind, np.int8, KINDS.index("unknown")),
-        "stay": filled(table["length_of_stay"], np.float32, np.nan)
-        if "length_of_stay" in there
-        else np.full(n, np.nan, np.float32),
-        "row": filled(table[ROW], np.int64, -1) if ROW in there else np.full(n, -1),
+        "start": _microseconds(table, "start"),
+        "end": _microseconds(table, "end"),
+        "kind": _filled(table, "kind", np.int8, KINDS.index("unknown")),
+        "stay": _filled(table, "length_of_stay", np.float32, np.nan),
+        "row": _filled(table, ROW, np.int64, -1),
     }
 
 
-def filled(column: pa.ChunkedArray | pa.Array, kind: type, empty: float) -> np.ndarray:
-    """A column as numpy, with ``empty`` for null."""
+def _filled(table: pa.Table, name: str, kind: type, empty: float) -> np.ndarray:
+    """A column as numpy, with ``empty`` for null and where there is none."""
+    if name not in table.column_names:
+        return np.full(table.num_rows, empty, kind)
+    column = table[name]
     if column.null_count:
         column = column.cast(pa.from_numpy_dtype(kind)).fill_null(empty)
-    return (
-        column.to_numpy(zero_copy_only=False)
-        if isinstance(column, pa.Array)
-        else (column.to_numpy().astype(kind, copy=False))
-    )
+    return column.to_numpy().astype(kind, copy=False)
 
 
-def microseconds(times: pa.ChunkedArray) -> np.ndarray:
-    """int64 microseconds since 1970, STATIC for null."""
-    return times.cast(pa.timestamp("us")).to_numpy().view(np.int64)
+def _microseconds(table: pa.Table, name: str) -> np.ndarray:
+    """A column as int64 microseconds since 1970, STATIC for null and where there is none."""
+    if name not in table.column_names:
+        return np.full(table.num_rows, STATIC)
+    return table[name].cast(pa.timestamp("us")).to_numpy().view(np.int64)
