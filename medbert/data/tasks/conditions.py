@@ -132,32 +132,33 @@ def _next_tight(time: np.ndarray, n: int, span: int) -> np.ndarray:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AllOf:
-    """Every one of ``conditions`` holds."""
-
+class _Several:
     conditions: Sequence[Condition]
 
     @property
     def needs_dates(self) -> bool:
         return any(each.needs_dates for each in self.conditions)
 
+    def count(self, timeline: Timeline, rows: pd.DataFrame) -> np.ndarray:
+        none = np.zeros(len(rows), np.int64)
+        return sum((each.holds(timeline, rows) for each in self.conditions), none)
+
+
+class AllOf(_Several):
+    """Every one of ``conditions`` holds."""
+
     def holds(self, timeline: Timeline, rows: pd.DataFrame) -> np.ndarray:
-        return _how_many(self.conditions, timeline, rows) == len(self.conditions)
+        return self.count(timeline, rows) == len(self.conditions)
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnyOf:
+class AnyOf(_Several):
     """At least ``at_least`` of ``conditions`` hold."""
 
-    conditions: Sequence[Condition]
     at_least: int = 1
 
-    @property
-    def needs_dates(self) -> bool:
-        return any(each.needs_dates for each in self.conditions)
-
     def holds(self, timeline: Timeline, rows: pd.DataFrame) -> np.ndarray:
-        return _how_many(self.conditions, timeline, rows) >= self.at_least
+        return self.count(timeline, rows) >= self.at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,12 +173,3 @@ class Not:
 
     def holds(self, timeline: Timeline, rows: pd.DataFrame) -> np.ndarray:
         return ~self.condition.holds(timeline, rows)
-
-
-def _how_many(
-    conditions: Sequence[Condition], timeline: Timeline, rows: pd.DataFrame
-) -> np.ndarray:
-    count = np.zeros(len(rows), np.int64)
-    for condition in conditions:
-        count += condition.holds(timeline, rows)
-    return count
