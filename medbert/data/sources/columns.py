@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -212,13 +213,9 @@ def identifiers(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _identifier(word: str) -> int:
-    digits = word.removeprefix("-").partition(".")[0]
-    if (word.partition(".")[2].strip("0") == "" and digits.isdecimal() and digits.isascii()) and (
-        digits == "0" or digits[0] != "0"
-    ):
-        number = int(word.partition(".")[0])
-        if -(2**63) <= number < 2**63:
-            return number
+    whole = re.fullmatch(r"(-?(?:0|[1-9][0-9]*))(?:\.0*)?", word)
+    if whole and -(2**63) <= int(whole[1]) < 2**63:
+        return int(whole[1])
     digest = hashlib.blake2b(word.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 2 | 1 << 62
 
@@ -261,10 +258,9 @@ def end_of_day(days: pa.ChunkedArray) -> pa.ChunkedArray:
 def numbers(column: pa.ChunkedArray, *, decimal: str = ".") -> tuple[pa.ChunkedArray, np.ndarray]:
     """A column as float32, null where not finite; and a mask of the texts that are no number."""
     unread = np.zeros(len(column), bool)
-    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+    kinds = pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal
+    if any(is_kind(column.type) for is_kind in kinds):
         found = column.cast(pa.float64(), safe=False)
-    elif pa.types.is_decimal(column.type):
-        found = column.cast(pa.float64())
     else:
         words = text(column)
         if decimal != ".":  # then 1.234 may be a thousand or an error

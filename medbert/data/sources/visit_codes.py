@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from medbert.data.codes import compiled
-from medbert.schema import CODE, KINDS, ROW, STATED_VISITS, SUBJECT_ID, TIME, VISIT_ID
+from medbert.schema import CODE, KINDS, ROW, SUBJECT_ID, TIME, VISIT_ID
 
 ADMISSION, DISCHARGE = "^HOSPITAL_ADMISSION", "^HOSPITAL_DISCHARGE"
 
@@ -42,19 +42,17 @@ class VisitCodes:
         meaning = np.array([self._known[word] for word in words], np.int8)
         said = meaning[codes.indices.to_numpy()]
         rows = np.flatnonzero((said > 0) & pc.is_valid(events[VISIT_ID]).to_numpy())
-        said, some = said[rows], events.select([SUBJECT_ID, VISIT_ID, TIME, ROW]).take(rows)
-        time = some[TIME]
+        said, some = said[rows], events.take(rows)
         kind = np.select([said & _INPATIENT > 0, said & _EMERGENCY > 0], KINDS[:2], KINDS[2])
         columns = {
             SUBJECT_ID: some[SUBJECT_ID],
             VISIT_ID: some[VISIT_ID],
-            "start": pc.if_else(pa.array(said & _STARTS > 0), time, None),
-            "end": pc.if_else(pa.array(said & _ENDS > 0), time, None),
+            "start": pc.if_else(pa.array(said & _STARTS > 0), some[TIME], None),
+            "end": pc.if_else(pa.array(said & _ENDS > 0), some[TIME], None),
             "kind": pa.array(kind, pa.string()),
-            "length_of_stay": pa.nulls(len(rows), pa.float32()),
             ROW: some[ROW],
         }
-        return pa.table(columns, schema=STATED_VISITS)
+        return pa.table(columns)
 
     def _meaning(self, code: str) -> int:
         found = 0
