@@ -149,56 +149,62 @@ class Store:
             _gather(self._columns[shard], rows[order][shard_B[order] == shard] - self._first[shard])
             for shard in (np.unique(shard_B) if len(rows) else [0])
         ]
-        (event_T, offsets), (visit_V, visit_offsets), birth = _in_order(parts, order)
+        events, visits, birth_B = _in_order(parts, order)
         if until is not None:
             until = np.asarray(until, dtype=np.int64)
-            event_T, offsets = _cut((event_T, offsets), event_T["time"], until)
-            visit_V, visit_offsets = _cut((visit_V, visit_offsets), visit_V["visit_start"], until)
+            events = events.kept(events.columns["time_T"] <= events.each(until))
+            visits = visits.kept(visits.columns["start_V"] <= visits.each(until))
             if self.window_days is not None:
-                since = until - self.window_days * DAY_US
-                (event_T, offsets), (visit_V, visit_offsets) = _since(
-                    (event_T, offsets), (visit_V, visit_offsets), since
-                )
-            end = visit_V["visit_end"]
-            ended = (end != STATIC) & (end <= np.repeat(until, np.diff(visit_offsets)))
-            visit_V["visit_stay"] = np.where(ended, visit_V["visit_stay"], np.float32(np.nan))
-            visit_V["visit_end"] = np.where(ended, visit_V["visit_end"], STATIC)
+                events, visits = _since(events, visits, until - self.window_days * DAY_US)
+            end_V, stay_V = visits.columns["end_V"], visits.columns["stay_V"]
+            ended_V = (end_V != STATIC) & (end_V <= visits.each(until))
+            visits.columns["stay_V"] = np.where(ended_V, stay_V, np.float32(np.nan))
+            visits.columns["end_V"] = np.where(ended_V, end_V, STATIC)
+        event_T, visit_V = events.columns, visits.columns
+        visit_V["kind_V"] = np.asarray(self.info["visit_kinds"], dtype=object)[visit_V["kind_V"]]
         return History(
-            code_T=event_T["code"],
-            token_T=self._tokens.of(event_T["code"], event_T["value"]),
-            time_T=event_T["time"],
-            value_T=event_T["value"],
-            visit_T=event_T["visit"],
-            offsets_B1=offsets,
-            birth_B=birth,
-            start_V=visit_V["visit_start"],
-            end_V=visit_V["visit_end"],
-            stay_V=visit_V["visit_stay"],
-            kind_V=np.asarray(self.info["visit_kinds"], dtype=object)[visit_V["visit_kind"]],
-            visit_offsets_B1=visit_offsets,
+            **event_T,
+            token_T=self._tokens.of(event_T["code_T"], event_T["value_T"]),
+            offsets_B1=events.offsets,
+            birth_B=birth_B,
+            **visit_V,
+            visit_offsets_B1=visits.offsets,
         )
 
 
-# --- ragged arrays: named columns of items laid end to end, and where each subject starts --------
+_EVENT_COLUMNS = {f"{name}_T": name for name in ("code", "time", "value", "visit")}
+_VISIT_COLUMNS = {f"{name}_V": f"visit_{name}" for name in ("start", "end", "stay", "kind")}
 
-_EVENT_COLUMNS = ("code", "time", "value", "visit")
-_VISIT_COLUMNS = ("visit_start", "visit_end", "visit_stay", "visit_kind")
-_Ragged = tuple[dict[str, np.ndarray], np.ndarray]
+
+class _Ragged(NamedTuple):
+    """Named columns of items laid end to end, and where each subject starts."""
+
+    columns: dict[str, np.ndarray]
+    offsets: np.ndarray
+
+    def each(self, value_B: np.ndarray) -> np.ndarray:
+        """The value of the subject of each item."""
+        return np.repeat(value_B, np.diff(self.offsets))
+
+    def take(self, rows: np.ndarray) -> _Ragged:
+        lengths = self.offsets[rows + 1] - self.offsets[rows]
+        out = np.concatenate([[0], np.cumsum(lengths)])
+        index = np.arange(out[-1]) + np.repeat(self.offsets[rows] - out[:-1], lengths)
+        return _Ragged({name: column[index] for name, column in self.columns.items()}, out)
+
+    def kept(self, keep: np.ndarray) -> _Ragged:
+        before = np.concatenate([[0], np.cumsum(keep)])
+        columns = {name: column[keep] for name, column in self.columns.items()}
+        return _Ragged(columns, before[self.offsets])
+
+
 _Gathered = tuple[_Ragged, _Ragged, np.ndarray]  # events, visits, birth
 
 
-def _take(ragged: _Ragged, rows: np.ndarray) -> _Ragged:
-    columns, offsets = ragged
-    lengths = offsets[rows + 1] - offsets[rows]
-    out = np.concatenate([[0], np.cumsum(lengths)])
-    index = np.arange(out[-1]) + np.repeat(offsets[rows] - out[:-1], lengths)
-    return {name: column[index] for name, column in columns.items()}, out
-
-
 def _gather(columns: dict[str, np.ndarray], rows: np.ndarray) -> _Gathered:
-    events = _take(({c: columns[c] for c in _EVENT_COLUMNS}, columns["offsets"]), rows)
-    visits = _take(({c: columns[c] for c in _VISIT_COLUMNS}, columns["visit_offsets"]), rows)
-    return events, visits, columns["birth"][rows]
+    events = _Ragged({c: columns[c] for c in _EVENT_COLUMNS}, columns["offsets"])
+    visits = _Ragged({c: columns[c] for c in _VISIT_COLUMNS}, columns["visit_offsets"])
+    return events.take(rows), visits.take(rows), columns["birth"][rows]
 
 
 def _in_order(parts: list[_Gathered], order: np.ndarray) -> _Gathered:
@@ -207,41 +213,32 @@ def _in_order(parts: list[_Gathered], order: np.ndarray) -> _Gathered:
         return parts[0]
     back = np.argsort(order, kind="stable")
     events, visits, births = zip(*parts, strict=True)
-    return _take(_join(events), back), _take(_join(visits), back), np.concatenate(births)[back]
+    return _join(events).take(back), _join(visits).take(back), np.concatenate(births)[back]
 
 
 def _join(parts: Sequence[_Ragged]) -> _Ragged:
-    columns = {name: np.concatenate([part[0][name] for part in parts]) for name in parts[0][0]}
-    lengths = np.concatenate([np.diff(offsets) for _, offsets in parts])
-    return columns, np.concatenate([[0], np.cumsum(lengths)])
-
-
-def _cut(ragged: _Ragged, known_from: np.ndarray, until: np.ndarray) -> _Ragged:
-    """Only the items whose time ``known_from`` is not after ``until`` (one per subject)."""
-    return _kept(ragged, known_from <= np.repeat(until, np.diff(ragged[1])))
-
-
-def _kept(ragged: _Ragged, keep: np.ndarray) -> _Ragged:
-    columns, offsets = ragged
-    kept_before = np.concatenate([[0], np.cumsum(keep)])
-    return {name: column[keep] for name, column in columns.items()}, kept_before[offsets]
+    names = parts[0].columns
+    columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in names}
+    lengths = np.concatenate([np.diff(part.offsets) for part in parts])
+    return _Ragged(columns, np.concatenate([[0], np.cumsum(lengths)]))
 
 
 def _since(events: _Ragged, visits: _Ragged, since: np.ndarray) -> tuple[_Ragged, _Ragged]:
     """Only the items after ``since`` (one per subject), and static ones; the first visit that goes
     on after it, or that has such an event, becomes number 1."""
-    (event_T, offsets), (visit_V, visit_offsets) = events, visits
-    row_T, row_V = (np.repeat(np.arange(len(since)), np.diff(o)) for o in (offsets, visit_offsets))
-    late_T = event_T["time"] > since[row_T]
-    late_V = np.maximum(visit_V["visit_start"], visit_V["visit_end"]) > since[row_V]
-    number_V = np.arange(len(row_V)) - visit_offsets[row_V] + 1
-    first, inside_T = np.diff(visit_offsets) + 1, late_T & (event_T["visit"] > 0)
+    event_T, visit_V = events.columns, visits.columns
+    row_T, row_V = (ragged.each(np.arange(len(since))) for ragged in (events, visits))
+    late_T = event_T["time_T"] > since[row_T]
+    late_V = np.maximum(visit_V["start_V"], visit_V["end_V"]) > since[row_V]
+    number_V = np.arange(len(row_V)) - visits.offsets[row_V] + 1
+    first, inside_T = np.diff(visits.offsets) + 1, late_T & (event_T["visit_T"] > 0)
     np.minimum.at(first, row_V[late_V], number_V[late_V])
-    np.minimum.at(first, row_T[inside_T], event_T["visit"][inside_T])
-    event_T, offsets = _kept((event_T, offsets), late_T | (event_T["time"] == STATIC))
-    lost_T = np.repeat(first - 1, np.diff(offsets)).astype(event_T["visit"].dtype)
-    event_T["visit"] = np.where(event_T["visit"] > 0, event_T["visit"] - lost_T, event_T["visit"])
-    return (event_T, offsets), _kept((visit_V, visit_offsets), number_V >= first[row_V])
+    np.minimum.at(first, row_T[inside_T], event_T["visit_T"][inside_T])
+    events = events.kept(late_T | (event_T["time_T"] == STATIC))
+    visit_T = events.columns["visit_T"]
+    lost_T = events.each(first - 1).astype(visit_T.dtype)
+    events.columns["visit_T"] = np.where(visit_T > 0, visit_T - lost_T, visit_T)
+    return events, visits.kept(number_V >= first[row_V])
 
 
 # --- files --------------------------------------------------------------------------------------
@@ -312,11 +309,11 @@ def _open_shard(folder: Path, shard: dict[str, Any]) -> pa.RecordBatch:
 def _numpy_columns(batch: pa.RecordBatch) -> dict[str, np.ndarray]:
     """Views of a shard's memory map; nothing is copied."""
     columns = {"birth": _times(batch["birth"])}
-    for name in _EVENT_COLUMNS + _VISIT_COLUMNS:
+    for ours, name in (_EVENT_COLUMNS | _VISIT_COLUMNS).items():
         values = batch[name].values
         if name == "visit_kind":
             values = values.indices
-        columns[name] = _times(values) if pa.types.is_timestamp(values.type) else values.to_numpy()
+        columns[ours] = _times(values) if pa.types.is_timestamp(values.type) else values.to_numpy()
     columns["offsets"] = batch["code"].offsets.to_numpy()
     columns["visit_offsets"] = batch["visit_start"].offsets.to_numpy()
     return columns

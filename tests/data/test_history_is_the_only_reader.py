@@ -206,12 +206,12 @@ def with_another_future(store: Store, until: np.ndarray) -> Store:
         n = len(columns["birth"])
         until_T = np.repeat(until[first : first + n], np.diff(columns["offsets"]))
         until_V = np.repeat(until[first : first + n], np.diff(columns["visit_offsets"]))
-        late_T, late_V = columns["time"] > until_T, columns["visit_end"] > until_V
+        late_T, late_V = columns["time_T"] > until_T, columns["end_V"] > until_V
         others = {
-            "code": (late_T, (columns["code"] + 1) % len(store.codes)),
-            "value": (late_T, 7.0),
-            "visit_stay": (late_V, 99.0),
-            "visit_end": (late_V, columns["visit_end"] + DAY_US),
+            "code_T": (late_T, (columns["code_T"] + 1) % len(store.codes)),
+            "value_T": (late_T, 7.0),
+            "stay_V": (late_V, 99.0),
+            "end_V": (late_V, columns["end_V"] + DAY_US),
         }
         new = {c: np.where(late, value, columns[c]) for c, (late, value) in others.items()}
         changed.append(columns | {c: v.astype(columns[c].dtype) for c, v in new.items()})
