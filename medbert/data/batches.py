@@ -10,9 +10,9 @@ from torch import distributed
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from medbert.data.store import History, Store
+from medbert.data.visits import days_between
 from medbert.schema import (
     DATES,
-    DAY_US,
     DEATH,
     FEMALE,
     MALE,
@@ -99,15 +99,17 @@ class Sequences(Dataset[Batch]):
             died = np.flatnonzero(history.code_T == self._death)
             owner = np.searchsorted(history.offsets_B1, died, side="right") - 1
             end_B[owner] = history.time_T[died]
-        known = (history.birth_B != STATIC) & (self.store.time == DATES)
-        days_B = (end_B - np.where(known, history.birth_B, 0)) / DAY_US
-        return np.where(known, days_B, np.diff(history.visit_offsets_B1)).astype(np.float32)
+        days_B = days_between(self._birth(history), end_B)
+        n_visits_B = np.diff(history.visit_offsets_B1)
+        return np.where(np.isnan(days_B), n_visits_B, days_B).astype(np.float32)
 
     def _age(self, history: History) -> np.ndarray:
-        birth_T = np.repeat(history.birth_B, np.diff(history.offsets_B1))
-        known = (birth_T != STATIC) & (history.time_T != STATIC) & (self.store.time == DATES)
-        days_T = np.where(known, history.time_T, 0) - np.where(known, birth_T, 0)
-        return np.where(known, days_T / DAY_US, np.nan).astype(np.float32)
+        birth_T = np.repeat(self._birth(history), np.diff(history.offsets_B1))
+        return days_between(birth_T, history.time_T).astype(np.float32)
+
+    def _birth(self, history: History) -> np.ndarray:
+        dated = self.store.time == DATES
+        return history.birth_B if dated else np.full_like(history.birth_B, STATIC)
 
 
 def _tokens_only(history: History) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,8 @@ from scipy import sparse
 
 from medbert.data.codes import ancestors
 from medbert.data.store import History, Store
-from medbert.schema import DATES, DAY_US, DAYS_PER_YEAR, SEX, SPECIAL_TOKENS, STATIC, TRAIN
+from medbert.data.visits import days_between
+from medbert.schema import DATES, DAY_US, DAYS_PER_YEAR, SEX, SPECIAL_TOKENS, TRAIN
 
 ROLLED_UP = " (and below)"
 MONTHS = (0, 15, 30, 60, 90, 180, 270, 365, 545, 730, 1095)  # days
@@ -126,9 +127,7 @@ def _roll_ups(codes: Sequence[str]) -> tuple[list[str], sparse.csr_matrix]:
 
 def _age(store: Store, history: History, row_T: np.ndarray, until: np.ndarray) -> np.ndarray:
     if store.time == DATES:
-        known = history.birth_B != STATIC
-        days = (np.where(known, until, 0) - np.where(known, history.birth_B, 0)) / DAY_US
-        return np.where(known, days / DAYS_PER_YEAR, np.nan)
+        return days_between(history.birth_B, until) / DAYS_PER_YEAR
     age = np.full(len(until), np.nan)
     is_band = np.array([code.startswith(_AGE_CODE) for code in store.codes])[history.code_T]
     age[row_T[is_band]] = history.value_T[is_band]  # in time order, so the latest one stays

@@ -72,6 +72,12 @@ def runs_of(subject: np.ndarray, visit: np.ndarray, time: np.ndarray) -> tuple[R
     return Runs(subject[place], visit[place], first, last), np.cumsum(head) - 1
 
 
+def days_between(start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """Days from one time in microseconds to another; NaN where either is STATIC."""
+    known = (start != STATIC) & (end != STATIC)
+    return np.where(known, np.where(known, end, 0) - np.where(known, start, 0), np.nan) / DAY_US
+
+
 def heads(*columns: np.ndarray) -> np.ndarray:
     """Mask of the rows that differ from the row above in any of the columns."""
     head = np.zeros(len(columns[0]), bool)

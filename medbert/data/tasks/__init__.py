@@ -76,23 +76,18 @@ class Task:
 
     def build(self, store: Store) -> Cohort:
         """Candidates, exclusions one by one, labels. Raises InputError for an empty cohort."""
-        self._check_dates(store)
-        timeline = Timeline(store)
-        rows, flow = self._enrolled(timeline)
-        return self._labelled(self.outcome, timeline, rows, flow)
+        return self._labelled(self.outcome, *self._enrolled(store))
 
     def expand(self, store: Store) -> dict[str, Cohort]:
         """A cohort of every outcome, by its name: several for ``NewPhenotypes``, else one by the
         task's title. Outcomes without any row are left out; raises InputError if all are."""
         if not isinstance(self.outcome, NewPhenotypes):
             return {self.title: self.build(store)}
-        self._check_dates(store)
-        timeline = Timeline(store)
-        rows, flow = self._enrolled(timeline)
+        enrolled = self._enrolled(store)
         found, empty = {}, []
         for name, outcome in self.outcome.each().items():
             try:
-                found[name] = self._labelled(outcome, timeline, rows, flow)
+                found[name] = self._labelled(outcome, *enrolled)
             except InputError as error:
                 log.warning("left out: %s: %s", name, error)
                 empty.append(error)
@@ -102,9 +97,8 @@ class Task:
 
     def _check_dates(self, store: Store) -> None:
         days = self.seen_within_days, self.min_history_days, *self.delays.values()
-        dated = any(day is not None for day in days)
-        dated |= self.index.needs_dates or self.outcome.needs_dates
-        dated |= any(condition.needs_dates for condition in self.where.values())
+        parts = self.index, self.outcome, *self.where.values()
+        dated = any(day is not None for day in days) or any(part.needs_dates for part in parts)
         if store.time != DATES and dated:
             raise InputError(
                 f"task {self.title!r} needs dates, and this store knows only the order of visits; "
@@ -112,16 +106,17 @@ class Task:
                 "(task=labels task.path=STORE/labels/NAME.parquet)"
             )
 
-    def _enrolled(self, timeline: Timeline) -> tuple[pd.DataFrame, list[FlowStep]]:
+    def _enrolled(self, store: Store) -> tuple[Timeline, pd.DataFrame, list[FlowStep]]:
         """The candidates that are eligible by what is known at the index."""
+        self._check_dates(store)
+        timeline = Timeline(store)
         known = timeline.as_known(self.delays)
-        n_subjects = len(timeline.store)
         rows = self.index.candidates(known).reset_index(drop=True)
         flow = [
-            FlowStep("subjects in the store", n_subjects, 0),
+            FlowStep("subjects in the store", len(store), 0),
             FlowStep(self.index.title, rows["subject"].nunique(), len(rows)),
         ]
-        return _kept(rows, self._eligible(known, rows), flow)
+        return timeline, *_kept(rows, self._eligible(known, rows), flow)
 
     def _labelled(
         self, outcome: Outcome, timeline: Timeline, rows: pd.DataFrame, flow: list[FlowStep]

@@ -12,7 +12,7 @@ import pandas as pd
 
 from medbert.data import codes
 from medbert.data.store import Store
-from medbert.data.visits import heads
+from medbert.data.visits import days_between, heads
 from medbert.schema import DAY_US, DAYS_PER_YEAR, DEATH, STATIC
 
 NEVER = np.iinfo(np.int64).max
@@ -58,9 +58,7 @@ class Timeline:
         self.visits = pd.DataFrame(
             {
                 "subject": visit_subject,
-                "ordinal": np.arange(len(visit_subject))
-                - np.repeat(history.visit_offsets_B1[:-1], np.diff(history.visit_offsets_B1))
-                + 1,
+                "ordinal": pd.Series(visit_subject).groupby(visit_subject).cumcount() + 1,
                 "start": history.start_V,
                 "end": np.where(history.end_V == STATIC, history.start_V, history.end_V),
                 "ended": history.end_V != STATIC,
@@ -130,10 +128,7 @@ class Timeline:
 
     def age(self, subject: np.ndarray, time: np.ndarray) -> np.ndarray:
         """Years at ``time``; NaN where the birth is unknown."""
-        birth = self.birth_S[subject]
-        known = birth != STATIC
-        days = np.where(known, time, 0) - np.where(known, birth, 0)
-        return np.where(known, days / DAY_US / DAYS_PER_YEAR, np.nan)
+        return days_between(self.birth_S[subject], time) / DAYS_PER_YEAR
 
     def last_event_before(self, subject: np.ndarray, time: np.ndarray) -> np.ndarray:
         """Time of the latest timed event at or before ``time``; STATIC where there is none."""
@@ -274,9 +269,8 @@ class LastEvents:
     def candidates(self, timeline: Timeline) -> pd.DataFrame:
         place = timeline.events([f"^(?!{DEATH})"])
         last = np.full(len(timeline.store), NEVER)
-        last[timeline.subject_E[place]] = timeline.time_E[
-            place
-        ]  # in time order: the last one stays
+        # in time order, so the last one stays
+        last[timeline.subject_E[place]] = timeline.time_E[place]
         return _one_each(last)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -147,16 +147,9 @@ class NewPhenotypes:
 
     def each(self) -> dict[str, CodeWithin]:
         """The outcomes by name."""
-        return {
-            name: CodeWithin(
-                codes=codes,
-                gap_days=self.gap_days,
-                window_days=self.window_days,
-                washout_days=self.washout_days,
-                follow_up=self.follow_up,
-            )
-            for name, codes in self.groups.items()
-        }
+        shared = ("gap_days", "window_days", "washout_days", "follow_up")
+        design: dict[str, Any] = {name: getattr(self, name) for name in shared}
+        return {name: CodeWithin(codes=codes, **design) for name, codes in self.groups.items()}
 
     def exclusions(self, timeline: Timeline, rows: pd.DataFrame) -> dict[str, np.ndarray]:
         return self._one().exclusions(timeline, rows)
@@ -302,16 +295,14 @@ class EverCode:
         confirmed = timeline.nth(self.codes, n=self.min_encounters)[subject]
         population = timeline.nth(self.population)[subject]
         late_enough = first - np.minimum(population, first) >= self.min_days_after * DAY_US
+        control, after = first == NEVER, f"{self.min_days_after} days or more after"
         masks = {
-            f"cases confirmed at {self.min_encounters} encounters": (first == NEVER)
-            | (confirmed != NEVER),
-            f"cases {self.min_days_after} days or more after the population code": (first == NEVER)
-            | late_enough,
+            f"cases confirmed at {self.min_encounters} encounters": control | (confirmed != NEVER),
+            f"cases {after} the population code": control | late_enough,
         }
         if self.confirm is not None:
-            masks["cases confirmed by what surrounds them"] = _confirmed(
-                self.confirm, timeline, rows, first
-            )
+            confirmed = _confirmed(self.confirm, timeline, rows, first)
+            masks["cases confirmed by what surrounds them"] = confirmed
         return masks
 
     def label(self, timeline: Timeline, rows: pd.DataFrame) -> np.ndarray:
