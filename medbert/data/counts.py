@@ -119,10 +119,8 @@ def _roll_ups(codes: Sequence[str]) -> tuple[list[str], sparse.csr_matrix]:
     sizes = [len(places) for places in groups]
     at = np.array([place for places in groups for place in places], np.int64)
     columns = np.repeat(np.arange(len(groups)), sizes)
-    shape = (len(codes), len(groups))
-    return list(groups.values()), sparse.csr_matrix(
-        (np.ones(len(at), np.float32), (at, columns)), shape
-    )
+    pairs = np.ones(len(at), np.float32), (at, columns)
+    return list(groups.values()), sparse.csr_matrix(pairs, (len(codes), len(groups)))
 
 
 def _age(store: Store, history: History, row_T: np.ndarray, until: np.ndarray) -> np.ndarray:

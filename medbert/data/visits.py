@@ -111,8 +111,8 @@ def put_together(
     group[order] = np.cumsum(head) - 1
     n, said, seen = int(head.sum()), group[:n_stated], group[n_stated:]
 
-    start, last_start = _ends(said, stated["start"], n)
-    first_end, end = _ends(said, stated["end"], n)
+    start, last_start = _span(said, stated["start"], stated["start"], n)
+    first_end, end = _span(said, stated["end"], stated["end"], n)
     shortest, longest = np.full((2, n), np.nan, np.float32)
     np.fmin.at(shortest, said, stated["stay"])
     np.fmax.at(longest, said, stated["stay"])
@@ -120,15 +120,15 @@ def put_together(
     np.minimum.at(kind, said, stated["kind"])
     place = np.full(n, n_stated)
     np.minimum.at(place, said, np.arange(n_stated))
-    first, last = np.full(n, _LATE), np.full(n, STATIC)
-    np.minimum.at(first, seen, runs.first)
-    np.maximum.at(last, seen, runs.last)
+    first, last = _span(seen, runs.first, runs.last, n)
 
     both = (start != _LATE) & (end != STATIC)
     backward = both & (end < start)
     several = (last_start > start) | (end > first_end) | (longest > shortest)
-    _note(findings, "discharge_before_admission", backward, place, locate)
-    _note(findings, "visits_of_several_dates", several, place, locate)
+    wrong = {"discharge_before_admission": backward, "visits_of_several_dates": several}
+    for reason, bad in wrong.items():
+        if bad.any():
+            findings.note(reason, int(bad.sum()), locate(int(place[bad].min())))
     stay = np.where(both, (end - np.where(both, start, 0)) / DAY_US, np.nan).astype(np.float32)
     stay = np.where(np.isnan(longest), stay, longest)
     start = np.where(start == _LATE, first, start)
@@ -140,40 +140,27 @@ def put_together(
     return Stays(owner, start, end, stay, kind), visit[order][head], seen, int(both.sum())
 
 
-def _ends(group: np.ndarray, times: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+def _span(
+    group: np.ndarray, firsts: np.ndarray, lasts: np.ndarray, n: int
+) -> tuple[np.ndarray, np.ndarray]:
     """The first and last known time of each group; _LATE and STATIC where there is none."""
     first, last = np.full(n, _LATE), np.full(n, STATIC)
-    known = times != STATIC
-    np.minimum.at(first, group[known], times[known])
-    np.maximum.at(last, group, times)
+    np.minimum.at(first, group, np.where(firsts == STATIC, _LATE, firsts))
+    np.maximum.at(last, group, lasts)
     return first, last
-
-
-def _note(
-    findings: Findings,
-    reason: str,
-    bad: np.ndarray,
-    place: np.ndarray,
-    locate: Callable[[int], str],
-) -> None:
-    if bad.any():
-        findings.note(reason, int(bad.sum()), locate(int(place[bad].min())))
 
 
 def made_of_events(
     rule: VisitRule, subject: np.ndarray, time: np.ndarray
 ) -> tuple[Stays, np.ndarray]:
     """Visits of timed events, sorted by subject and time, and the visit of each event."""
-    if rule.by == "gap":
-        head = heads(subject)
+    by_gap = rule.by == "gap"
+    head = heads(subject) if by_gap else heads(subject, time // DAY_US)
+    if by_gap:
         head[1:] |= np.diff(time) > rule.gap_days * DAY_US
-    else:
-        head = heads(subject, time // DAY_US)
     place = np.flatnonzero(head)
     n = len(place)
-    end = np.full(n, STATIC)
-    if rule.by == "gap" and n:
-        end = time[np.append(place[1:], len(time)) - 1]
-    kind = np.full(n, KINDS.index("gap" if rule.by == "gap" else "day"), np.int8)
+    end = time[np.append(place[1:], len(time)) - 1] if by_gap and n else np.full(n, STATIC)
+    kind = np.full(n, KINDS.index("gap" if by_gap else "day"), np.int8)
     unknown = np.full(n, np.nan, np.float32)
     return Stays(subject[place], time[place], end, unknown, kind), np.cumsum(head) - 1

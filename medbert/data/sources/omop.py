@@ -33,8 +33,48 @@ logger = logging.getLogger(__name__)
 ALL_TABLES = ("person", *TABLES, "concept", "cdm_source")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Cdm:
+    """What sources of the OMOP CDM share, wherever their tables are; see `Omop`."""
+
+    vocabulary: str = "source"
+    tables: Sequence[str] | None = None
+    kinds: Mapping[int, str] | None = None
+
+    def records(self, found: Mapping[str, Sequence[Table]], *, place: str) -> Records:
+        """The records of the tables ``found``; ``place``: what to say where there is no person."""
+        chosen, kinds = TABLES if self.tables is None else self.tables, self.kinds or {}
+        for setting, given, known in (
+            ("vocabulary", {self.vocabulary}, ("source", "standard")),
+            ("tables", set(chosen), TABLES),
+            ("kinds", set(kinds.values()), KINDS[:4]),
+        ):
+            if strange := sorted(given - set(known)):
+                raise InputError(f"source.{setting}: {strange} is none of {', '.join(known)}")
+        if not found["person"]:
+            raise InputError(f"{place}; check source.path")
+        if not found["concept"]:
+            logger.warning(
+                "there is no concept table: codes stay OMOP/<concept_id>, and no task finds them "
+                "by their names; export it too, or name its place in the source's settings"
+            )
+        by_concept = {concept: kind for kind, ids in VISIT_CONCEPTS.items() for concept in ids}
+        by_concept |= {int(concept): kind for concept, kind in kinds.items()}
+        metadata = {"name": "OMOP", "time": DATES, "vocabulary": self.vocabulary}
+        parts = [
+            TablePart(rows.name, table, rows, self.vocabulary, by_concept)
+            for table in ("person", *dict.fromkeys(chosen))
+            for rows in found[table]
+        ]
+        persons = (part for part in parts if part.table == "person")
+        if not any(piece.events for part in persons for piece in part.pieces(Findings(1.0))):
+            raise InputError(f"{parts[0].name}: no persons in it; is the export complete?")
+        metadata |= _described(found["cdm_source"])
+        return Records(parts, metadata, resolve=partial(resolve, concepts=found["concept"]))
+
+
 @dataclass(frozen=True)
-class Omop:
+class Omop(Cdm):
     """A folder of person, visit_occurrence, condition_occurrence ... as .csv or .tsv (also .gz,
     .bz2, .zst) or .parquet, or each a folder of such files; all but person may be absent.
 
@@ -53,9 +93,6 @@ class Omop:
     """
 
     path: str
-    vocabulary: str = "source"
-    tables: Sequence[str] | None = None
-    kinds: Mapping[int, str] | None = None
     vocabulary_path: str | None = None
     encoding: str = "utf-8"
 
@@ -68,13 +105,8 @@ class Omop:
                 place = self.vocabulary_path
                 raise InputError(f"{place}: no table 'concept' in it; check source.vocabulary_path")
             found["concept"] += more
-        return records(
-            found,
-            place=f"{folder}: no table 'person' in it (person.csv, .tsv, .parquet or a folder)",
-            vocabulary=self.vocabulary,
-            tables=self.tables,
-            kinds=self.kinds,
-        )
+        place = f"{folder}: no table 'person' in it (person.csv, .tsv, .parquet or a folder)"
+        return self.records(found, place=place)
 
     def _files(self, folder: Path) -> dict[str, list[Table]]:
         """The files of each table; a folder holds shards."""
@@ -115,48 +147,6 @@ class TableFile(reading.FilePart):
             separator = "\t" if tabs else file.separator
             file = replace(file, separator=separator, quoted=not (tabs and self.athena))
         return file
-
-
-def records(
-    found: Mapping[str, Sequence[Table]],
-    *,
-    place: str,
-    vocabulary: str,
-    tables: Sequence[str] | None,
-    kinds: Mapping[int, str] | None,
-) -> Records:
-    """The records of the tables ``found``; ``place``: what to say where there is no person."""
-    chosen, kinds = TABLES if tables is None else tables, kinds or {}
-    for setting, given, known in (
-        ("vocabulary", {vocabulary}, ("source", "standard")),
-        ("tables", set(chosen), TABLES),
-        ("kinds", set(kinds.values()), KINDS[:4]),
-    ):
-        if strange := sorted(given - set(known)):
-            raise InputError(f"source.{setting}: {strange} is none of {', '.join(known)}")
-    if not found["person"]:
-        raise InputError(f"{place}; check source.path")
-    if not found["concept"]:
-        logger.warning(
-            "there is no concept table: codes stay OMOP/<concept_id>, and no task finds them by "
-            "their names; export it too, or name its place in the source's settings"
-        )
-    by_concept = {concept: kind for kind, ids in VISIT_CONCEPTS.items() for concept in ids}
-    by_concept |= {int(concept): kind for concept, kind in kinds.items()}
-    metadata = {"name": "OMOP", "time": DATES, "vocabulary": vocabulary}
-    parts = [
-        TablePart(rows.name, table, rows, vocabulary, by_concept)
-        for table in ("person", *dict.fromkeys(chosen))
-        for rows in found[table]
-    ]
-    persons = (part for part in parts if part.table == "person")
-    if not any(piece.events for part in persons for piece in part.pieces(Findings(1.0))):
-        raise InputError(f"{parts[0].name}: no persons in it; is the export complete?")
-    return Records(
-        parts,
-        metadata | _described(found["cdm_source"]),
-        resolve=partial(resolve, concepts=found["concept"]),
-    )
 
 
 def _described(tables: Sequence[Table]) -> dict[str, Any]:

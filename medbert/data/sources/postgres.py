@@ -12,7 +12,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from medbert.data.sources.columns import Block
-from medbert.data.sources.omop import ALL_TABLES, records
+from medbert.data.sources.omop import ALL_TABLES, Cdm
 from medbert.schema import Findings, InputError, Records
 
 _BATCH_BYTES = 1 << 26
@@ -29,7 +29,7 @@ _COLUMNS = """
 
 
 @dataclass(frozen=True)
-class OmopPostgres:
+class OmopPostgres(Cdm):
     """The tables of a schema; see `Omop`, which reads the same from files.
 
     Args:
@@ -42,9 +42,6 @@ class OmopPostgres:
     uri: str
     schema: str
     vocabulary_schema: str | None = None
-    vocabulary: str = "source"
-    tables: Sequence[str] | None = None
-    kinds: Mapping[int, str] | None = None
 
     def __post_init__(self) -> None:
         """Refuses a password before anything is written: settings are kept beside the store."""
@@ -65,13 +62,8 @@ class OmopPostgres:
                     "read; check source.vocabulary_schema"
                 )
             found["concept"] += more
-        return records(
-            found,
-            place=f"schema {self.schema!r}: no table 'person' that this user may read",
-            vocabulary=self.vocabulary,
-            tables=self.tables,
-            kinds=self.kinds,
-        )
+        place = f"schema {self.schema!r}: no table 'person' that this user may read"
+        return self.records(found, place=place)
 
     def _queries(self, schema: str) -> dict[str, list[Query]]:
         with _answers(self.uri, _COLUMNS, (schema, ",".join(ALL_TABLES))) as reader:
