@@ -26,7 +26,6 @@ from medbert.schema import (
     TIME,
     VISIT_ID,
     Findings,
-    InputError,
     Piece,
     Records,
     Resolved,
@@ -78,23 +77,16 @@ class MimicIV:
     tables: Sequence[str] = TABLES
 
     def read(self) -> Records:
-        if strange := sorted(set(self.tables) - set(TABLES)):
-            raise InputError(f"source.tables: {', '.join(strange)} is none of {', '.join(TABLES)}")
         folder = reading.existing(self.path)
         folder = folder / "hosp" if (folder / "hosp").is_dir() else folder
-        found = reading.tables(folder)
-        if lacking := [name for name in ("patients", "admissions") if name not in found]:
-            raise InputError(
-                f"{folder}: no {' and no '.join(lacking)} (.csv or .csv.gz) in it; source.path is "
-                "MIMIC-IV's folder, the one that holds hosp/, or hosp/ itself"
-            )
-        there = [name for name in TABLES if name in self.tables and name in found]
-        names = ["patients", "admissions", *there]
-        parts = [Table(found[name].name, found[name], name, found["admissions"]) for name in names]
+        needed = ("patients", "admissions")
+        place = "MIMIC-IV's folder, the one that holds hosp/, or hosp/ itself"
+        found = reading.chosen(folder, needed, self.tables, TABLES, place=place)
+        parts = [Table(path.name, path, name, found["admissions"]) for name, path in found.items()]
         for part in parts:
             _pick(part.open(), part.table)
-        metadata = {"name": "mimic-iv", "time": DATES, "tables": names}
-        return Records(parts, metadata, resolve=partial(resolve, tables=found))
+        metadata = {"name": "mimic-iv", "time": DATES, "tables": list(found)}
+        return Records(parts, metadata, resolve=partial(resolve, tables=reading.tables(folder)))
 
 
 @dataclass(frozen=True)
@@ -108,15 +100,11 @@ class Table(reading.FilePart):
     def stamp(self) -> str:
         return f"{reading.stamp(self.path)} {reading.stamp(self.admissions)}"
 
-    def open(self) -> reading.Delimited | reading.Parquet:
-        return reading.open_file(self.path, file=self.name)
-
     def pieces(self, findings: Findings) -> Iterator[Piece]:
         stays, file = _stays(self.admissions, reading.stamp(self.admissions)), self.open()
         if self.table == "admissions":
-            yield Piece(
-                pa.concat_tables([_deaths(stays), _races(stays)], promote_options="default")
-            )
+            told = [_deaths(stays), _races(stays)]
+            yield Piece(pa.concat_tables(told, promote_options="default"))
         for block in file.blocks(_pick(file, self.table), findings):
             if self.table == "patients":
                 yield Piece(_patients(block, stays), names=block.names())
@@ -149,11 +137,8 @@ def _deaths(stays: pa.Table) -> pa.Table:
 
 
 def _races(stays: pa.Table) -> pa.Table:
-    said = (
-        stays.select([SUBJECT_ID, "start", "race"])
-        .drop_null()
-        .sort_by([("start", "ascending"), ("race", "ascending")])
-    )
+    said = stays.select([SUBJECT_ID, "start", "race"]).drop_null()
+    said = said.sort_by([("start", "ascending"), ("race", "ascending")])
     first = said.group_by(SUBJECT_ID, use_threads=False).aggregate([("race", "first")])
     codes = pc.binary_join_element_wise("RACE", first["race_first"], "//")
     return pa.table({SUBJECT_ID: first[SUBJECT_ID], CODE: codes})
@@ -162,29 +147,21 @@ def _races(stays: pa.Table) -> pa.Table:
 def _patients(block: Block, stays: pa.Table) -> pa.Table:
     """Births, sexes, and the deaths outside of the hospital."""
     subject, age = block.subjects(), block.numbers("age")
-    block.note(
-        "age_over_89_published_as_91", pc.greater(age, 89).fill_null(False).to_numpy(), "age"
-    )
+    oldest = pc.greater(age, 89).fill_null(False).to_numpy()
+    block.note("age_over_89_published_as_91", oldest, "age")
     years = pc.subtract(block.numbers("year"), age).to_numpy()
     unknown = np.isnan(years)
     born = np.where(unknown, 0, years - 1970).astype(np.int64).astype("datetime64[Y]")
     in_hospital = pc.is_in(subject, value_set=stays.filter(pc.is_valid(stays["death"]))[SUBJECT_ID])
     never = pa.scalar(None, pa.timestamp("us"))
-    tables = [
-        {
-            SUBJECT_ID: subject,
-            TIME: pa.array(born.astype("datetime64[us]"), mask=unknown),
-            CODE: pa.repeat(BIRTH, len(subject)),
-            ROW: block.rows(),
-        },
-        {SUBJECT_ID: subject, CODE: pc.binary_join_element_wise(SEX, block.text("sex"), "//")},
-        {
-            SUBJECT_ID: subject,
-            TIME: pc.if_else(in_hospital, never, end_of_day(block.times("death"))),
-            CODE: pa.repeat(DEATH, len(subject)),
-        },
+    birth = pa.array(born.astype("datetime64[us]"), mask=unknown)
+    death = pc.if_else(in_hospital, never, end_of_day(block.times("death")))
+    facts: list[dict[str, pa.Array]] = [
+        {TIME: birth, CODE: pa.repeat(BIRTH, len(subject)), ROW: block.rows()},
+        {CODE: pc.binary_join_element_wise(SEX, block.text("sex"), "//")},
+        {TIME: death, CODE: pa.repeat(DEATH, len(subject))},
     ]
-    stated = [pa.table(columns).drop_null() for columns in tables]
+    stated = [pa.table({SUBJECT_ID: subject, **fact}).drop_null() for fact in facts]
     return pa.concat_tables(stated, promote_options="default")
 
 
@@ -242,17 +219,12 @@ def _icd(block: Block, systems: tuple[str, str]) -> pa.ChunkedArray:
 def resolve(codes: list[str], *, tables: Mapping[str, Path]) -> Resolved:
     """The codes as they are, and the titles that MIMIC's dictionaries have for them."""
     titles: dict[str, str] = {}
-    for table, systems in (
-        ("d_icd_diagnoses", _DIAGNOSES),
-        ("d_icd_procedures", _PROCEDURES),
-        ("d_labitems", None),
-    ):
-        if table not in tables:
-            continue
+    systems_of = {"d_icd_diagnoses": _DIAGNOSES, "d_icd_procedures": _PROCEDURES}
+    for table in (name for name in (*systems_of, "d_labitems") if name in tables):
         file = reading.open_file(tables[table], file=tables[table].name)
         block = reading.whole(file, _pick(file, table), Findings())
         lab = pc.binary_join_element_wise("LAB", block.text(CODE), "//")
-        known = _icd(block, systems) if systems else lab
+        known = _icd(block, systems_of[table]) if table in systems_of else lab
         pairs = zip(known.to_pylist(), block.text("title").to_pylist(), strict=True)
         titles |= {code: title for code, title in pairs if code and title}
     found = {code: titles.get("//".join(code.split("//")[:2])) for code in codes}  # without unit

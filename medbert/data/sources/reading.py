@@ -48,6 +48,9 @@ class FilePart:
     def stamp(self) -> str:
         return stamp(self.path)
 
+    def open(self) -> Delimited | Parquet:
+        return open_file(self.path, file=self.name)
+
 
 @dataclass(frozen=True)
 class Delimited:
@@ -256,6 +259,25 @@ def tables(folder: Path) -> dict[str, Path]:
             )
         found[name] = path
     return found
+
+
+def chosen(
+    folder: Path, needed: Sequence[str], wanted: Sequence[str], known: Sequence[str], *, place: str
+) -> dict[str, Path]:
+    """The files of the tables ``needed``, and of those ``wanted`` that are there.
+
+    Raises InputError for tables that are not ``known``; ``place``: what source.path should be.
+    """
+    if strange := sorted(set(wanted) - set(known)):
+        raise InputError(f"source.tables: {', '.join(strange)} is none of {', '.join(known)}")
+    found = tables(folder)
+    if lacking := [name for name in needed if name not in found]:
+        raise InputError(
+            f"{folder}: no {' and no '.join(lacking)} (.csv or .csv.gz) in it; source.path is "
+            + place
+        )
+    there = [name for name in known if name in wanted and name in found]
+    return {name: found[name] for name in (*needed, *there)}
 
 
 def whole(file: Delimited | Parquet, picked: Mapping[str, str], findings: Findings) -> Block:

@@ -23,7 +23,6 @@ from medbert.schema import (
     TIME,
     VISIT_ID,
     Findings,
-    InputError,
     Piece,
     Records,
     Resolved,
@@ -77,22 +76,13 @@ class Synthea:
     tables: Sequence[str] = tuple(VOCABULARIES)
 
     def read(self) -> Records:
-        if strange := sorted(set(self.tables) - set(VOCABULARIES)):
-            known = ", ".join(VOCABULARIES)
-            raise InputError(f"source.tables: {', '.join(strange)} is none of {known}")
-        folder = reading.existing(self.path)
-        found = reading.tables(folder)
-        if lacking := [name for name in ("patients", "encounters") if name not in found]:
-            raise InputError(
-                f"{folder}: no {' and no '.join(lacking)} (.csv or .csv.gz) in it; source.path is "
-                "the folder csv/ of Synthea's output"
-            )
-        there = [name for name in VOCABULARIES if name in self.tables and name in found]
-        names = ["patients", "encounters", *there]
-        parts = [Table(found[name].name, found[name], name) for name in names]
+        folder, needed = reading.existing(self.path), ("patients", "encounters")
+        place = "the folder csv/ of Synthea's output"
+        found = reading.chosen(folder, needed, self.tables, tuple(VOCABULARIES), place=place)
+        parts = [Table(path.name, path, name) for name, path in found.items()]
         for part in parts:
             part.pick()
-        metadata = {"name": "synthea", "time": DATES, "tables": names}
+        metadata = {"name": "synthea", "time": DATES, "tables": list(found)}
         return Records(parts, metadata, resolve=partial(resolve, tables=parts[2:]))
 
 
@@ -101,9 +91,6 @@ class Table(reading.FilePart):
     """A `Part`: one table."""
 
     table: str
-
-    def open(self) -> reading.Delimited | reading.Parquet:
-        return reading.open_file(self.path, file=self.name)
 
     def pick(self) -> dict[str, str]:
         found, wanted = self.open().names(), _COLUMNS[self.table]
@@ -137,23 +124,14 @@ def _patients(block: Block) -> pa.Table:
 def _encounters(block: Block) -> pa.Table:
     words = dictionary(block.table["kind"])
     kinds = [_KINDS.get(word.lower(), "outpatient") for word in words.dictionary.to_pylist()]
-    columns = {
-        SUBJECT_ID: block.subjects(),
-        VISIT_ID: block.identifiers(VISIT_ID),
-        "start": block.times("start"),
-        "end": _known(block, "end"),
-        "kind": pa.array(kinds, pa.string()).take(words.indices),
-    }
-    return block.visits(columns)
+    columns = {SUBJECT_ID: block.subjects(), VISIT_ID: block.identifiers(VISIT_ID)}
+    columns |= {"start": block.times("start"), "end": _known(block, "end")}
+    return block.visits(columns | {"kind": pa.array(kinds, pa.string()).take(words.indices)})
 
 
 def _events(block: Block, *, vocabulary: str) -> pa.Table:
-    columns = {
-        SUBJECT_ID: block.subjects(),
-        TIME: _known(block, TIME),
-        CODE: _codes(block, vocabulary=vocabulary),
-        VISIT_ID: block.identifiers(VISIT_ID),
-    }
+    columns = {SUBJECT_ID: block.subjects(), VISIT_ID: block.identifiers(VISIT_ID)}
+    columns |= {TIME: _known(block, TIME), CODE: _codes(block, vocabulary=vocabulary)}
     if NUMERIC_VALUE in block:  # answers and findings in words are values of observations too
         columns[NUMERIC_VALUE], _ = numbers(block.table[NUMERIC_VALUE])
     return block.timed(pa.table(columns))
@@ -171,9 +149,8 @@ def _codes(block: Block, *, vocabulary: str) -> pa.ChunkedArray:
     codes = block.codes().cast(pa.string())
     systems = dictionary(block.table["system"])
     known = pa.array(map(_vocabulary, systems.dictionary.to_pylist()), pa.string())
-    return pc.binary_join_element_wise(
-        known.take(systems.indices).fill_null(vocabulary), codes, "/"
-    )
+    each = known.take(systems.indices).fill_null(vocabulary)
+    return pc.binary_join_element_wise(each, codes, "/")
 
 
 def _vocabulary(system: str) -> str:
