@@ -23,6 +23,7 @@ _SPECIALS = len(SPECIAL_TOKENS)
 _CHUNK = 1_000  # subjects read at once
 _NEIGHBOURS = 32  # of a code, evenly chosen where its visit has more
 _EM_STEPS = 30
+_BATCHES = 400  # judged at the most
 
 
 class Neighbours(NamedTuple):
@@ -107,16 +108,14 @@ def fit_pairs(
     return model._replace(pairs=_count(read, len(counts)), weights=weights)
 
 
-def chance(
-    pairs: VisitPairs, tuning: DataLoader, *, hide: Hide, n_batches: int = 400
-) -> dict[str, float]:
+def chance(pairs: VisitPairs, tuning: DataLoader, *, hide: Hide) -> dict[str, float]:
     """``unigram`` and ``visit_pairs``: the cross-entropy (nats) of what ``hide`` hides.
 
     Batches are averaged by their subjects, as the tuning loss is, so that the two can be compared.
-    Where there are more than ``n_batches``, evenly spaced ones are judged.
+    Where there are more than 400, evenly spaced ones are judged.
     """
     batches = list(tuning.sampler)
-    picked = np.unique(np.linspace(0, len(batches) - 1, min(n_batches, len(batches))).astype(int))
+    picked = np.unique(np.linspace(0, len(batches) - 1, min(_BATCHES, len(batches))).astype(int))
     totals, subjects = np.zeros(2), 0
     for number in picked:
         shown, place_M, code_M = hide(tuning.dataset[batches[number]])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pandas as pd
 
@@ -61,31 +59,20 @@ class Totals:
         self.events_C, self.inputs_C, self.unknown_C, self.subjects_C = np.zeros(sizes, np.int64)
         self.subjects_K = np.zeros(len(self.systems), np.int64)
         self.kinds = np.zeros((3, len(KINDS)), np.int64)  # visits; of known length; prolonged
-        self.tallies = {
-            AGE: Tally("Subjects"),
-            VISITS: Tally("Subjects"),
-            CODES: Tally("Subjects"),
-            DIFFERENT: Tally("Subjects"),
-            VISIT_CODES: Tally("Visits"),
-            DAYS: Tally("Stays", scale=10),
-        }
+        self.tallies = {name: Tally("Subjects") for name in (AGE, VISITS, CODES, DIFFERENT)}
+        self.tallies |= {VISIT_CODES: Tally("Visits"), DAYS: Tally("Stays", scale=10)}
         self.no_birth = 0
-        self.years = pd.DataFrame(
-            {"events": [], "subjects": []},
-            index=pd.MultiIndex.from_arrays([[], []], names=["year", "system"]),
-        )
-        for rows in self._chunks():
+        nothing = pd.MultiIndex.from_arrays([[], []], names=["year", "system"])
+        self.years = pd.DataFrame({"events": [], "subjects": []}, index=nothing)
+        size = max(1, CHUNK_EVENTS * len(store) // max(1, store.info["counts"]["events"]))
+        for first in range(0, len(store), size):
+            rows = np.arange(first, min(first + size, len(store)))
             self._add(rows, store.history(rows))
 
     def by_system(self, counts_C: np.ndarray) -> np.ndarray:
         """The sum of each code system."""
         n = len(self.systems)
         return np.bincount(self.system_C, weights=counts_C, minlength=n).astype(np.int64)
-
-    def _chunks(self) -> Iterator[np.ndarray]:
-        n = len(self.store)
-        size = max(1, CHUNK_EVENTS * n // max(1, self.store.info["counts"]["events"]))
-        yield from (np.arange(first, min(first + size, n)) for first in range(0, n, size))
 
     def _add(self, rows: np.ndarray, history: History) -> None:
         subject_T = np.repeat(np.arange(len(rows)), np.diff(history.offsets_B1))

@@ -30,9 +30,8 @@ def agree(records: Records, work: Path, settings: Settings) -> Codebook:
 
     A source's codes are resolved by the source, then spelled canonically, then recoded.
     """
-    local, counts = zip(
-        *(gather.spoken(work / "parts" / str(i)) for i in range(len(records.parts))), strict=True
-    )
+    folders = [work / "parts" / str(i) for i in range(len(records.parts))]
+    local, counts = zip(*map(gather.spoken, folders), strict=True)
     spoken = sorted({code for codes in local for code in codes})
     if not spoken:
         raise InputError("the source has no events; check source.path and the column names")

@@ -47,8 +47,7 @@ class Made:
             for k in range(n_shards)
         ]
         n = len(codes.names)
-        names = ("events", "train_events", "train_subjects")
-        self.counts = {name: np.zeros(n, np.int64) for name in names}
+        self.counts = dict.fromkeys(("events", "train_events", "train_subjects"), np.zeros(n, int))
         self.split = []
         for k in range(n_shards):
             with np.load(work / "shards" / f"{k}.npz") as file:
@@ -87,15 +86,11 @@ class Made:
     def _training_events(self) -> Iterator[Block]:
         """The events of training subjects, shard by shard."""
         for shard, split in zip(self.shards, self.split, strict=True):
-            with pa.memory_map(str(self.folder / "data" / shard["shard"]["file"])) as source:
-                batch = pa.ipc.open_file(source).get_batch(0)
-                subject = np.repeat(np.arange(len(split)), np.diff(batch["code"].offsets))
-                train = (split == SPLITS.index(TRAIN))[subject]
-                yield Block(
-                    subject[train],
-                    batch["code"].values.to_numpy()[train],
-                    batch["value"].values.to_numpy()[train],
-                )
+            code, value = self._column(shard, "code"), self._column(shard, "value")
+            subject = np.repeat(np.arange(len(split)), np.diff(code.offsets))
+            train = (split == SPLITS.index(TRAIN))[subject]
+            code_T, value_T = code.values.to_numpy()[train], value.values.to_numpy()[train]
+            yield Block(subject[train], code_T, value_T)
 
     def _write_splits(self) -> None:
         """Subjects in the order of the store."""
@@ -180,13 +175,13 @@ class Made:
 
     def refuse_swapped_visits(self, max_bad_share: float) -> None:
         """Raises InputError where too many visits end before they start."""
-        bad = [s["findings"].get("discharge_before_admission") for s in self.shards]
-        count = sum(found["count"] for found in bad if found)
+        reason = "discharge_before_admission"
+        bad = [s["findings"][reason] for s in self.shards if reason in s["findings"]]
+        count = sum(found["count"] for found in bad)
         timed = sum(shard["changed"]["visits_with_both_ends"] for shard in self.shards)
         if count > max_bad_share * timed:
-            first = next(found["first"] for found in bad if found)
             raise InputError(
-                f"{first}: {count} of {timed} visits end before they start, more than "
+                f"{bad[0]['first']}: {count} of {timed} visits end before they start, more than "
                 f"max_bad_share={max_bad_share}. The two are probably swapped: exchange them, or "
                 "raise max_bad_share to read such visits with an unknown length of stay"
             )

@@ -10,7 +10,6 @@ from medbert.schema import DAY_US, STATIC
 Columns = dict[str, np.ndarray]
 _ODD = (0x9E3779B1, 0x85EBCA77)  # multipliers that spread the bits of a number (xxHash, PCG)
 
-_KEY_BITS = 64
 _RUN = 1_000  # events in order on average, from which on merging is faster than sorting
 _UNITS_US = (DAY_US, 60_000_000, 1_000_000, 1_000, 1)  # of time, the coarsest that fits is used
 _EXTRA = ("value", "stay")  # columns beyond subject, time, rank and code
@@ -26,24 +25,21 @@ def sorted_distinct(events: Columns) -> Columns:
         return {name: column for name, column in events.items() if name != "rank"}
     packing = _Packing.of(events)
     extra = [name for name in _EXTRA if name in events]
-    if packing is not None and not extra and "rank" not in events:
-        key = packing.pack(events)
-        runs = int(np.count_nonzero(key[1:] < key[:-1]))
-        key.sort(kind="stable" if runs * _RUN < len(key) else None)  # merges what is in order
-        return packing.unpack(key[heads(key)])
     if packing is None:
         names = [name for name in ("code", "rank", "time", "subject") if name in events]
         by = np.lexsort([events[name] for name in names])
         same = ~heads(*(events[name][by] for name in names))
     else:
         key = packing.pack(events)
+        if not extra and "rank" not in events:
+            runs = int(np.count_nonzero(key[1:] < key[:-1]))
+            key.sort(kind="stable" if runs * _RUN < len(key) else None)  # merges what is in order
+            return packing.unpack(key[heads(key)])
         by = np.argsort(key)
         same = ~heads(key[by])
     by = _break_ties(events, by, same, extra)
-    columns = {name: column[by] for name, column in events.items()}
-    compared = [_bits(columns[name]) for name in ("subject", "time", "code", *extra)]
-    new = heads(*compared)
-    columns.pop("rank", None)
+    columns = {name: column[by] for name, column in events.items() if name != "rank"}
+    new = heads(*(_bits(columns[name]) for name in ("subject", "time", "code", *extra)))
     return {name: column[new] for name, column in columns.items()}
 
 
@@ -75,10 +71,8 @@ class Shuffle:
     def __init__(self, ids: np.ndarray, n_codes: int) -> None:
         bits = max(1, (n_codes - 1).bit_length())
         self.full, self.half = np.uint32((1 << bits) - 1), np.uint32((bits + 1) // 2)
-        self.salt_S = ((ids.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)) & (
-            np.uint64(self.full)
-        )
-        self.salt_S = self.salt_S.astype(np.uint32)
+        salt_S = ids.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(32)
+        self.salt_S = salt_S.astype(np.uint32) & self.full
 
     def apply(self, events: Columns) -> None:
         """Replaces ``code`` (int32, at least 0) of ``events``."""
@@ -123,7 +117,7 @@ class _Packing:
         }
         bits = {name: value.bit_length() for name, value in highest.items()}
         negative = "rank" in events and int(events["rank"].min()) < 0
-        if sum(bits.values()) > _KEY_BITS or negative:
+        if sum(bits.values()) > 64 or negative:
             return None
         return cls(first, unit, static, bits)
 

@@ -87,12 +87,7 @@ class Delimited:
                     null_values=list(self.missing),
                 )
                 read = pa.csv.ReadOptions(encoding=self.encoding, block_size=_BLOCK_BYTES)
-                for batch in pa.csv.open_csv(
-                    stream,
-                    read_options=read,
-                    parse_options=self._parsing(),
-                    convert_options=convert,
-                ):
+                for batch in pa.csv.open_csv(stream, read, self._parsing(), convert):
                     found = {ours: batch[theirs] for ours, theirs in picked.items()}
                     yield Block(pa.table(found), self.file, row, picked, findings)
                     row += batch.num_rows
@@ -172,11 +167,8 @@ class Delimited:
             return "skip"
 
         with contextlib.suppress(pa.ArrowInvalid, UnicodeError), self._open() as stream:
-            pa.csv.read_csv(
-                stream,
-                read_options=pa.csv.ReadOptions(encoding=self.encoding, use_threads=False),
-                parse_options=self._parsing(invalid_row_handler=note),
-            )
+            read = pa.csv.ReadOptions(encoding=self.encoding, use_threads=False)
+            pa.csv.read_csv(stream, read, self._parsing(invalid_row_handler=note))
         return found
 
 
