@@ -47,16 +47,13 @@ class Sequences(Dataset[Batch]):
     ) -> None:
         self.store, self.rows, self.until, self.labels = store, np.asarray(rows), until, labels
         self.max_tokens = max_tokens
-        chunks = [np.arange(i, min(i + _CHUNK, len(rows))) for i in range(0, len(rows), _CHUNK)]
-        lengths = [np.diff(_tokens_only(self._history(chunk))[1]) for chunk in chunks]
-        full = np.concatenate(lengths) if lengths else np.zeros(0, np.int64)
+        chunks = np.split(np.arange(len(rows)), range(_CHUNK, len(rows), _CHUNK))
+        full = np.concatenate([np.diff(_tokens_only(self._history(c))[1]) for c in chunks])
         self.lengths = np.minimum(full, max_tokens)
         self.n_shortened = int((full > max_tokens).sum())
         self._death = store.codes.index(DEATH) if DEATH in store.codes else None
-        self._sex_of_code = np.full(len(store.codes), UNKNOWN_SEX)
-        for sex, letter in ((FEMALE, "F"), (MALE, "M")):
-            of_sex = [i for i, code in enumerate(store.codes) if code == f"{SEX}//{letter}"]
-            self._sex_of_code[of_sex] = sex
+        sexes = {f"{SEX}//F": FEMALE, f"{SEX}//M": MALE}
+        self._sex_of_code = np.array([sexes.get(c, UNKNOWN_SEX) for c in store.codes], np.int64)
 
     def __len__(self) -> int:
         return len(self.rows)

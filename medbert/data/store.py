@@ -251,9 +251,7 @@ def record_batch(
     edges = np.arange(len(ids) + 1)
     event_offsets = pa.array(np.searchsorted(events["subject"], edges), pa.int32())
     visit_offsets = pa.array(np.searchsorted(stays.subject, edges), pa.int32())
-    value = events.get("value")
-    if value is None:
-        value = np.full(len(events["code"]), np.nan, np.float32)
+    value = events.get("value", np.full(len(events["code"]), np.nan, np.float32))
     kinds = pa.DictionaryArray.from_arrays(pa.array(stays.kind, pa.int8()), pa.array(KINDS))
     lists = pa.ListArray.from_arrays
     return pa.record_batch(

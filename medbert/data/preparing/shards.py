@@ -21,7 +21,7 @@ from medbert.data import splits as subject_splits
 from medbert.data.preparing import Settings, births, gather, order
 from medbert.data.preparing.spill import NO_VISIT, Columns
 from medbert.data.store import record_batch
-from medbert.data.visits import Runs, Stays, made_of_events, put_together, runs_of
+from medbert.data.visits import Stays, made_of_events, put_together, runs_of
 from medbert.schema import SPLITS, STATIC, SUBJECT_ID, TRAIN, Findings, InputError, Part
 
 
@@ -166,29 +166,25 @@ class _Shard:
         self, reason: str, subjects: np.ndarray, place: np.ndarray, *, count: int | None = None
     ) -> None:
         if len(subjects):
-            first = int(place[subjects].min())
-            where = self._where(
-                int(self.birth_part[first]), int(self.births["row"][first]), "birth"
-            )
+            first = place[subjects].min()
+            where = self._where(self.birth_part[first], self.births["row"][first], "birth")
             self.findings.note(reason, len(subjects) if count is None else count, where)
 
     # --- visits -------------------------------------------------------------------------------
 
     def _visit(self, place: int) -> str:
-        part, row = int(self.stated_part[place]), int(self.stated["row"][place])
-        return self._where(part, row, "start and end of the visit")
+        what = "start and end of the visit"
+        return self._where(self.stated_part[place], self.stated["row"][place], what)
 
     def find_visits(self) -> Stays:
         """The visits that the source names; ``events`` gets ``stay``, the visit of each (-1: none),
         and diagnoses become known at the end of theirs.
         """
         subject, time = self.events["subject"], self.events["time"]
-        visit = self.events.pop("visit", None)
-        stay = np.full(len(subject), -1)
+        visit, stay = self.events.pop("visit", None), np.full(len(subject), -1)
         rows = np.flatnonzero(visit != NO_VISIT) if visit is not None else stay[:0]
-        runs, run_of_event = Runs(*[np.zeros(0, np.int64)] * 4), rows
-        if visit is not None and len(rows):
-            runs, run_of_event = runs_of(subject[rows], visit[rows], time[rows])
+        named = visit[rows] if visit is not None else rows
+        runs, run_of_event = runs_of(subject[rows], named, time[rows])
         stays, self.visit_ids, of_run, timed = put_together(
             self.stated, runs, findings=self.findings, locate=self._visit
         )

@@ -212,10 +212,7 @@ def _of_encounters(frame: pd.DataFrame) -> pa.Table:
         said.append(("admitted", _binned(frame[column], prefix, (0, 1, 2, 3)), frame[column]))
     for column in DIAGNOSES:  # by priority
         said.append(("discharged", "ICD9CM/" + frame[column].str.strip(), None))
-    for drug in DRUGS:
-        given = frame[drug].where(frame[drug] != "No")
-        said.append(("discharged", f"DRUG//{drug}//" + given, None))
-    for column, prefix in AT_DISCHARGE.items():
+    for column, prefix in ({drug: f"DRUG//{drug}" for drug in DRUGS} | AT_DISCHARGE).items():
         stated = frame[column].where(frame[column] != "No")
         said.append(("discharged", f"{prefix}//" + stated, None))
     for column, (prefix, lower_ends) in COUNTS.items():

@@ -97,7 +97,7 @@ class Task:
 
     def _check_dates(self, store: Store) -> None:
         days = self.seen_within_days, self.min_history_days, *self.delays.values()
-        parts = self.index, self.outcome, *self.where.values()
+        parts: list[Any] = [self.index, self.outcome, *self.where.values()]
         dated = any(day is not None for day in days) or any(part.needs_dates for part in parts)
         if store.time != DATES and dated:
             raise InputError(
