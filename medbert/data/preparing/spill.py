@@ -146,8 +146,7 @@ class _Writer:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.files: dict[str, pa.RecordBatchFileWriter] = {}
-        self.offsets: dict[str, list[np.ndarray]] = {}
+        self.files: dict[str, tuple[pa.RecordBatchFileWriter, list[np.ndarray]]] = {}
 
     def write(self, name: str, columns: Columns) -> None:
         if not columns or not len(columns["subject"]):
@@ -157,16 +156,15 @@ class _Writer:
         batch = pa.record_batch({key: pa.array(v[order]) for key, v in columns.items()})
         if name not in self.files:
             path = str(self.folder / f"{name}.arrow")
-            self.files[name] = pa.ipc.new_file(path, batch.schema)
-            self.offsets[name] = []
-        self.files[name].write_batch(batch)
-        sizes = np.bincount(bucket, minlength=BUCKETS)
-        self.offsets[name].append(np.concatenate([[0], np.cumsum(sizes)]))
+            self.files[name] = pa.ipc.new_file(path, batch.schema), []
+        file, offsets = self.files[name]
+        file.write_batch(batch)
+        offsets.append(np.searchsorted(bucket[order], np.arange(BUCKETS + 1)))
 
     def close(self, columns: PieceColumns) -> None:
-        for name, file in self.files.items():
+        for name, (file, offsets) in self.files.items():
             file.close()
-            np.save(self.folder / f"{name}.offsets.npy", np.stack(self.offsets[name]))
+            np.save(self.folder / f"{name}.offsets.npy", np.stack(offsets))
         names = pa.array(columns.code_numbers, pa.string())
         codes = {CODE: names, "events": columns.code_events}
         with pa.ipc.new_file(str(self.folder / "codes.arrow"), pa.table(codes).schema) as file:

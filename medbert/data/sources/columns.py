@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,6 +118,11 @@ class Block:
         self.note("no_code", found.is_null().to_numpy(zero_copy_only=False), CODE)
         words = pc.binary_join_element_wise(prefix, found.dictionary, "") if prefix else None
         return pa.DictionaryArray.from_arrays(found.indices, words) if prefix else found
+
+    def mapped(self, name: str, word: Callable[[str], str | None]) -> pa.Array:
+        """What ``word`` makes of each text, asked once for each distinct one."""
+        found = dictionary(self.table[name])
+        return pa.array(map(word, found.dictionary.to_pylist()), pa.string()).take(found.indices)
 
     def visits(self, columns: dict[str, Any]) -> pa.Table:
         """``columns`` as STATED_VISITS; rows without a visit id are noted and left out."""
@@ -276,3 +281,11 @@ def complete(rows: pa.Table, *, names: Sequence[str] = (SUBJECT_ID, CODE)) -> pa
     """The events that have a subject and a code, or the rows that have all of ``names``."""
     there = np.logical_and.reduce([pc.is_valid(rows[name]).to_numpy() for name in names])
     return rows if there.all() else rows.filter(pa.array(there))
+
+
+def distinct(rows: pa.Table) -> pa.Table:
+    """The rows that differ in more than ROW, each with its first one."""
+    names = rows.column_names
+    keys = [name for name in names if name != ROW]
+    found = rows.group_by(keys, use_threads=False).aggregate([(ROW, "min")])
+    return found.rename_columns([*keys, ROW]).select(names)

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from medbert.data.codes import compiled, mask
 from medbert.data.sources import reading
-from medbert.data.sources.columns import Block, complete, dictionary, pick
+from medbert.data.sources.columns import Block, complete, distinct, pick
 from medbert.data.sources.visit_codes import ADMISSION, DISCHARGE, VisitCodes
 from medbert.schema import (
     BIRTH,
@@ -170,21 +170,19 @@ class File(reading.FilePart):
             ROW: block.rows(),
         }
         stated = complete(pa.table(columns), names=(SUBJECT_ID, VISIT_ID))
-        return _distinct(stated.cast(STATED_VISITS))
+        return distinct(stated.cast(STATED_VISITS))
 
     def _people(self, block: Block, subjects: pa.ChunkedArray, name: str) -> pa.Table:
         """Each birth, death or sex that the rows state of a subject, once."""
         columns = {SUBJECT_ID: subjects, ROW: block.rows()}
         if name == "sex":
-            words = dictionary(block.table[name])
-            sexes = [_SEXES.get(word.lower(), word) for word in words.dictionary.to_pylist()]
-            said = pa.array(sexes, pa.string()).take(words.indices)
+            said = block.mapped(name, lambda word: _SEXES.get(word.lower(), word))
             columns[CODE] = pc.binary_join_element_wise(SEX, said, "//")
         else:
             columns[TIME] = said = self._times(block, name)
             columns[CODE] = pa.repeat(BIRTH if name == "birth" else DEATH, len(subjects))
         stated = pa.table(columns)
-        return _distinct(stated.filter(pc.and_(pc.is_valid(subjects), pc.is_valid(said))))
+        return distinct(stated.filter(pc.and_(pc.is_valid(subjects), pc.is_valid(said))))
 
     def _times(self, block: Block, name: str) -> pa.ChunkedArray:
         return block.times(name, time_format=self.source.time_format)
@@ -204,18 +202,8 @@ def _files(path: str) -> list[Path]:
 
 def _kinds(block: Block) -> pa.Array:
     """Kinds of visits; the words that are none of ours are noted."""
-    words = dictionary(block.table["visit_kind"])
-    lower = [word.lower() for word in words.dictionary.to_pylist()]
-    known = pa.array([word if word in KINDS[:3] else None for word in lower], pa.string())
-    kinds = known.take(words.indices)
-    unknown = pc.and_(words.is_valid(), kinds.is_null())
-    block.note("unknown_visit_kind", unknown.to_numpy(zero_copy_only=False), "visit_kind")
+    ours = {kind: kind for kind in KINDS[:3]}
+    kinds = block.mapped("visit_kind", lambda word: ours.get(word.lower()))
+    unknown = pc.and_(pc.is_valid(block.text("visit_kind")), kinds.is_null())
+    block.note("unknown_visit_kind", unknown.to_numpy(), "visit_kind")
     return kinds
-
-
-def _distinct(table: pa.Table) -> pa.Table:
-    """The rows that differ in more than ROW, each with its first one."""
-    names = table.column_names
-    keys = [name for name in names if name != ROW]
-    found = table.group_by(keys, use_threads=False).aggregate([(ROW, "min")])
-    return found.rename_columns([*keys, ROW]).select(names)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from medbert.data.sources import reading
-from medbert.data.sources.columns import Block, complete, end_of_day, pick
+from medbert.data.sources.columns import Block, complete, distinct, end_of_day, pick
 from medbert.schema import (
     CODE,
     DATES,
@@ -98,15 +98,14 @@ class Table(reading.FilePart):
         end, nothing = end_of_day(discharged), pa.scalar(None, pa.int64())
         events = pa.table({**ids, TIME: end, CODE: block.codes(), RANK: _rank(block)})
         stays = {
-            **{"start": admitted, "end": end},
+            "start": admitted,
+            "end": end,
             "kind": pc.if_else(pc.greater(days, 0), "inpatient", "unknown"),
             "length_of_stay": pc.if_else(pc.less(days, 0), nothing, days).cast(pa.float32()),
             ROW: block.rows(),
         }
         visits = complete(pa.table({**ids, **stays}), names=(SUBJECT_ID, VISIT_ID))
-        said = [name for name in visits.column_names if name != ROW]  # once is enough
-        visits = visits.group_by(said, use_threads=False).aggregate([(ROW, "min")])
-        return Piece(block.timed(events), visits.rename_columns([*said, ROW]), block.names())
+        return Piece(block.timed(events), distinct(visits), block.names())
 
 
 def _days(times: pa.ChunkedArray) -> pa.ChunkedArray:

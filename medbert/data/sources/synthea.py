@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from medbert.data.sources import reading
-from medbert.data.sources.columns import Block, dictionary, end_of_day, numbers, pick
+from medbert.data.sources.columns import Block, end_of_day, numbers, pick
 from medbert.schema import (
     BIRTH,
     CODE,
@@ -122,11 +122,10 @@ def _patients(block: Block) -> pa.Table:
 
 
 def _encounters(block: Block) -> pa.Table:
-    words = dictionary(block.table["kind"])
-    kinds = [_KINDS.get(word.lower(), "outpatient") for word in words.dictionary.to_pylist()]
+    kind = block.mapped("kind", lambda word: _KINDS.get(word.lower(), "outpatient"))
     columns = {SUBJECT_ID: block.subjects(), VISIT_ID: block.identifiers(VISIT_ID)}
     columns |= {"start": block.times("start"), "end": _known(block, "end")}
-    return block.visits(columns | {"kind": pa.array(kinds, pa.string()).take(words.indices)})
+    return block.visits(columns | {"kind": kind})
 
 
 def _events(block: Block, *, vocabulary: str) -> pa.Table:
@@ -147,9 +146,7 @@ def _codes(block: Block, *, vocabulary: str) -> pa.ChunkedArray:
     if "system" not in block:
         return block.codes(prefix=f"{vocabulary}/").cast(pa.string())
     codes = block.codes().cast(pa.string())
-    systems = dictionary(block.table["system"])
-    known = pa.array(map(_vocabulary, systems.dictionary.to_pylist()), pa.string())
-    each = known.take(systems.indices).fill_null(vocabulary)
+    each = block.mapped("system", _vocabulary).fill_null(vocabulary)
     return pc.binary_join_element_wise(each, codes, "/")
 
 
