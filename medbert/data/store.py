@@ -120,7 +120,7 @@ class Store:
         return np.argsort(self.subject_ids)
 
     @cached_property
-    def _columns(self) -> list[dict[str, np.ndarray]]:
+    def _columns(self) -> list[_Gathered]:
         return [_numpy_columns(shard) for shard in self._shards]
 
     def recent(self, days: int | None) -> Store:
@@ -201,10 +201,9 @@ class _Ragged(NamedTuple):
 _Gathered = tuple[_Ragged, _Ragged, np.ndarray]  # events, visits, birth
 
 
-def _gather(columns: dict[str, np.ndarray], rows: np.ndarray) -> _Gathered:
-    events = _Ragged({c: columns[c] for c in _EVENT_COLUMNS}, columns["offsets"])
-    visits = _Ragged({c: columns[c] for c in _VISIT_COLUMNS}, columns["visit_offsets"])
-    return events.take(rows), visits.take(rows), columns["birth"][rows]
+def _gather(shard: _Gathered, rows: np.ndarray) -> _Gathered:
+    events, visits, birth_B = shard
+    return events.take(rows), visits.take(rows), birth_B[rows]
 
 
 def _in_order(parts: list[_Gathered], order: np.ndarray) -> _Gathered:
@@ -304,19 +303,18 @@ def _open_shard(folder: Path, shard: dict[str, Any]) -> pa.RecordBatch:
         raise InputError(f"{file}: {cure} ({error})") from error
 
 
-def _numpy_columns(batch: pa.RecordBatch) -> dict[str, np.ndarray]:
+def _numpy_columns(batch: pa.RecordBatch) -> _Gathered:
     """Views of a shard's memory map; nothing is copied."""
-    columns = {"birth": _times(batch["birth"])}
-    for ours, name in (_EVENT_COLUMNS | _VISIT_COLUMNS).items():
-        values = batch[name].values
-        if name == "visit_kind":
-            values = values.indices
-        columns[ours] = _times(values) if pa.types.is_timestamp(values.type) else values.to_numpy()
-    columns["offsets"] = batch["code"].offsets.to_numpy()
-    columns["visit_offsets"] = batch["visit_start"].offsets.to_numpy()
-    return columns
+
+    def ragged(names: dict[str, str]) -> _Ragged:
+        columns = {ours: _numpy(batch[name].values) for ours, name in names.items()}
+        return _Ragged(columns, batch[next(iter(names.values()))].offsets.to_numpy())
+
+    return ragged(_EVENT_COLUMNS), ragged(_VISIT_COLUMNS), _numpy(batch["birth"])
 
 
-def _times(array: pa.Array) -> np.ndarray:
-    # numpy spells a null time as the smallest integer, which is STATIC
-    return array.to_numpy(zero_copy_only=False).view(np.int64)
+def _numpy(array: pa.Array) -> np.ndarray:
+    if pa.types.is_timestamp(array.type):
+        # numpy spells a null time as the smallest integer, which is STATIC
+        return array.to_numpy(zero_copy_only=False).view(np.int64)
+    return (array.indices if pa.types.is_dictionary(array.type) else array).to_numpy()

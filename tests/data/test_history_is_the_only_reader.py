@@ -202,19 +202,21 @@ def test_sequences_and_counts_hold_what_was_known_and_no_more(make_store, seed):
 def with_another_future(store: Store, until: np.ndarray) -> Store:
     """The same store, but all that comes after ``until`` (one time per subject) is changed."""
     changed, first = [], 0
-    for columns in store._columns:
-        n = len(columns["birth"])
-        until_T = np.repeat(until[first : first + n], np.diff(columns["offsets"]))
-        until_V = np.repeat(until[first : first + n], np.diff(columns["visit_offsets"]))
-        late_T, late_V = columns["time_T"] > until_T, columns["end_V"] > until_V
-        others = {
-            "code_T": (late_T, (columns["code_T"] + 1) % len(store.codes)),
-            "value_T": (late_T, 7.0),
-            "stay_V": (late_V, 99.0),
-            "end_V": (late_V, columns["end_V"] + DAY_US),
-        }
-        new = {c: np.where(late, value, columns[c]) for c, (late, value) in others.items()}
-        changed.append(columns | {c: v.astype(columns[c].dtype) for c, v in new.items()})
+    for events, visits, birth in store._columns:
+        n, event_T, visit_V = len(birth), events.columns, visits.columns
+        late_T = event_T["time_T"] > events.each(until[first : first + n])
+        late_V = visit_V["end_V"] > visits.each(until[first : first + n])
+        new_T = {"code_T": (event_T["code_T"] + 1) % len(store.codes), "value_T": 7.0}
+        new_V = {"stay_V": 99.0, "end_V": visit_V["end_V"] + DAY_US}
+
+        def replaced(ragged, late, new):
+            columns = {
+                name: np.where(late, new.get(name, old), old).astype(old.dtype)
+                for name, old in ragged.columns.items()
+            }
+            return ragged._replace(columns=columns)
+
+        changed.append((replaced(events, late_T, new_T), replaced(visits, late_V, new_V), birth))
         first += n
     other = Store(store.folder)
     other.__dict__["_columns"] = changed

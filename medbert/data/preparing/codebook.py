@@ -40,12 +40,8 @@ def agree(records: Records, work: Path, settings: Settings) -> Codebook:
     stated = records.codes is not None and PARENTS in records.codes.column_names
     parents = parents_of(records.codes) if stated else {}
     known = sorted({code for code in spelled if code})
-    recoded = recode(
-        known,
-        parents=parents,
-        use_parents=settings.use_parents,
-        gem=settings.icd9_to_icd10,
-    )
+    wanted, gem = settings.use_parents, settings.icd9_to_icd10
+    recoded = recode(known, parents=parents, use_parents=wanted, gem=gem)
     meant = dict(zip(known, recoded.codes, strict=True))
     names = sorted({*recoded.codes, BIRTH})
     number = {code: i for i, code in enumerate(names)}
