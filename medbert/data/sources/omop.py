@@ -174,18 +174,17 @@ def resolve(codes: list[str], *, concepts: Sequence[Table]) -> Resolved:
     ids = pa.array(list(wanted), pa.int64())
     meant: dict[str, str] = {}
     titles: dict[str, str] = {}
-    columns = {name: name for name in ("concept_id", "vocabulary_id", "concept_code")}
-    columns["concept_name"] = "concept_name"
+    words = ("vocabulary_id", "concept_code", "concept_name")
+    columns = {name: name for name in ("concept_id", *words)}
     for table in concepts:
         picked = pick(table.names(), columns, file=table.name, cure=CURE)
         for block in table.blocks(picked, Findings()):
             found = block.identifiers("concept_id")
             used = pc.is_in(found, value_set=ids)
             kept = block.table.filter(used)
-            words = [text(kept[name]).to_pylist() for name in list(columns)[1:]]
-            for concept, system, code, title in zip(
-                found.filter(used).to_pylist(), *words, strict=True
-            ):
+            said = [text(kept[name]).to_pylist() for name in words]
+            kept_ids = found.filter(used).to_pylist()
+            for concept, system, code, title in zip(kept_ids, *said, strict=True):
                 if system and code:
                     meant[wanted[concept]] = f"{system}/{code}"
                     titles |= {f"{system}/{code}": title} if title else {}
@@ -197,8 +196,6 @@ def resolve(codes: list[str], *, concepts: Sequence[Table]) -> Resolved:
             len(wanted),
         )
     found = [meant.get(code, code) for code in plain]
-    said = (
-        (code.startswith((CONDITION, "CONDITION//")), to)
-        for code, to in zip(codes, found, strict=True)
-    )
-    return Resolved(found, titles, {to for condition, to in said if condition})
+    marks = (CONDITION, "CONDITION//")
+    diagnoses = {to for code, to in zip(codes, found, strict=True) if code.startswith(marks)}
+    return Resolved(found, titles, diagnoses)
