@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from medbert.commands.output.artefacts import artefact, digest_of, read_json, write_json
+from medbert.commands.output.artefacts import artefact, read_json, write_json
 from medbert.commands.privacy.canaries import CANARIES, draw, planted, tokens_of
 from medbert.data.splits import places
-from medbert.data.store import Store, record_batch
+from medbert.data.store import Store, write_subjects
 from medbert.data.visits import Stays
 from medbert.schema import (
     DATES,
@@ -101,13 +101,10 @@ def _add_shard(records: Store, folder: Path, ids: np.ndarray, tokens: np.ndarray
     events = {"subject": subject, "code": code_of[tokens].ravel(), "time": time, "visit": visit}
     kind = np.full(len(time), KINDS.index("outpatient"))
     stays = Stays(subject, time, time, np.zeros(len(time), np.float32), kind)
-    batch, file = record_batch(ids, birth, events, stays), folder / "data" / _SHARD
-    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
-        writer.write_batch(batch)
+    shard = write_subjects(folder / "data" / _SHARD, ids, birth, events, stays)
     splits = pq.read_table(folder / "subject_splits.parquet")
     added = pa.table([ids, np.full(n, TRAIN)], SUBJECT_SPLITS)
     pq.write_table(pa.concat_tables([splits, added]), folder / "subject_splits.parquet")
-    shard = {"file": _SHARD, "bytes": file.stat().st_size, "sha256": digest_of([file])}
     info = {**records.info, "shards": [*records.info["shards"], shard]}
     more = {"subjects": n, f"subjects_{TRAIN}": n, "events": n * length, "visits": n * length}
     counts = info["counts"]

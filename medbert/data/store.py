@@ -14,6 +14,7 @@ A store is as private as the records it came from; what leaves a hospital is the
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from copy import copy
@@ -243,17 +244,18 @@ def _since(events: _Ragged, visits: _Ragged, since: np.ndarray) -> tuple[_Ragged
 # --- files --------------------------------------------------------------------------------------
 
 
-def record_batch(
-    ids: np.ndarray, birth: np.ndarray, events: dict[str, np.ndarray], stays: Stays
-) -> pa.Table:
-    """A row per subject; events and visits, sorted by subject, as lists."""
+def write_subjects(
+    file: Path, ids: np.ndarray, birth: np.ndarray, events: dict[str, np.ndarray], stays: Stays
+) -> dict[str, Any]:
+    """A row per subject; events and visits, sorted by subject, as lists. Returns what
+    ``dataset.json`` says of the file."""
     edges = np.arange(len(ids) + 1)
     event_offsets = pa.array(np.searchsorted(events["subject"], edges), pa.int32())
     visit_offsets = pa.array(np.searchsorted(stays.subject, edges), pa.int32())
     value = events.get("value", np.full(len(events["code"]), np.nan, np.float32))
     kinds = pa.DictionaryArray.from_arrays(pa.array(stays.kind, pa.int8()), pa.array(KINDS))
     lists = pa.ListArray.from_arrays
-    return pa.record_batch(
+    batch = pa.record_batch(
         {
             SUBJECT_ID: pa.array(ids, pa.int64()),
             "birth": _timestamps(birth),
@@ -267,6 +269,11 @@ def record_batch(
             "visit_kind": lists(visit_offsets, kinds),
         }
     )
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    with file.open("rb") as written:
+        digest = hashlib.file_digest(written, "sha256").hexdigest()
+    return {"file": file.name, "bytes": file.stat().st_size, "sha256": digest}
 
 
 def _timestamps(microseconds: np.ndarray) -> pa.Array:

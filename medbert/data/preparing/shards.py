@@ -7,7 +7,6 @@ not on the order in which they came.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ import pyarrow.parquet as pq
 from medbert.data import splits as subject_splits
 from medbert.data.preparing import Settings, births, gather, order
 from medbert.data.preparing.spill import NO_VISIT, Columns
-from medbert.data.store import record_batch
+from medbert.data.store import write_subjects
 from medbert.data.visits import Stays, made_of_events, put_together, runs_of
 from medbert.schema import SPLITS, STATIC, SUBJECT_ID, TRAIN, Findings, InputError, Part
 
@@ -278,16 +277,10 @@ class _Shard:
         if len(self.names["subject"]):
             _write_names(plan.store / "subjects" / f"{k}.parquet", self.names)
         file = plan.store / "data" / f"{k}.arrow"
-        batch = record_batch(self.ids, self.birth, self.events, stays)
-        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
-            writer.write_batch(batch)
-        with open(file, "rb") as written:
-            digest = hashlib.file_digest(written, "sha256").hexdigest()
         time = self.events["time"]
         return {
-            "shard": {"file": file.name, "bytes": file.stat().st_size, "sha256": digest},
+            "shard": write_subjects(file, self.ids, self.birth, self.events, stays),
             "events": len(subject),
-            "subjects": len(self.ids),
             "visits": len(stays.start),
             "end": int(time.max()) if len(time) else STATIC,
             "changed": self.changed,
