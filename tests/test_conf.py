@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_module
-from hydra.utils import get_object
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from medbert.commands import VERBS
@@ -74,6 +74,12 @@ def test_every_verb_composes(verb):
 def test_every_choice_composes_and_its_target_exists(group, choice):
     place = "+text_task@tasks.one" if group == "text_task" else group  # none by default
     check_targets(composed(VERB_OF_GROUP[group], f"{place}={choice}"))
+
+
+@pytest.mark.parametrize("choice", [name for group, name in CHOICES if group == "objective"])
+def test_every_objective_takes_what_its_file_says(choice):
+    made = instantiate(composed("pretrain", f"objective={choice}").objective)
+    assert made(vocabulary_size=9, hidden=4, counts=[1] * 9).terms
 
 
 @pytest.mark.parametrize("file", sorted(CONF.glob("experiment/*.yaml")), ids=lambda f: f.stem)

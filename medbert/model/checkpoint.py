@@ -146,6 +146,10 @@ def _read_weights(path: Path, expected_hash: object) -> dict[str, Tensor]:
             f"{path}: truncated or changed, its hash is not the weights_sha256 of {CONFIG}; "
             f"{COPY_AGAIN}"
         )
+    return load_weights(path)
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:

@@ -7,6 +7,7 @@ pooler. The weights convert to and from a Hugging Face ``BertModel`` (see ``chec
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -47,19 +48,7 @@ class BertEncoder(nn.Module):
         attention: str = "auto",
     ) -> None:
         super().__init__()
-        self.config: dict[str, Any] = {
-            "vocabulary_size": vocabulary_size,
-            "layers": layers,
-            "heads": heads,
-            "hidden": hidden,
-            "feed_forward": feed_forward,
-            "dropout": dropout,
-            "attention_dropout": attention_dropout,
-            "positions": positions,
-            "visits": visits,
-            "ages": ages,
-            "attention": attention,
-        }
+        self.config = arguments(locals())
         self.hidden = hidden
         self.codes = nn.Embedding(vocabulary_size, hidden)
         self.positions = nn.Embedding(positions, hidden)
@@ -67,15 +56,9 @@ class BertEncoder(nn.Module):
         self.ages = nn.Embedding(ages + 1, hidden) if ages else None
         self.norm = nn.LayerNorm(hidden, eps=NORM_EPSILON)
         self.dropout = Dropout(dropout)
+        of_a_layer = ("heads", "hidden", "feed_forward", "dropout", "attention_dropout")
         self.layers = nn.ModuleList(
-            Layer(
-                heads=heads,
-                hidden=hidden,
-                feed_forward=feed_forward,
-                dropout=dropout,
-                attention_dropout=attention_dropout,
-            )
-            for _ in range(layers)
+            Layer(**{name: self.config[name] for name in of_a_layer}) for _ in range(layers)
         )
         self.apply(initialise)
 
@@ -83,7 +66,7 @@ class BertEncoder(nn.Module):
         """(T, D), in the order of the batch. Raises ValueError if a subject is too long."""
         dropping = self.training and self.config["attention_dropout"] > 0
         packing = pack(batch.offsets_B1, kind=self.config["attention"], dropout=dropping)
-        self._check_length(packing.longest)
+        check_length(packing.longest, self.positions.num_embeddings, "with more positions")
         hidden_TD = self.embed(batch)
         if not packing.n_places:
             return hidden_TD
@@ -100,14 +83,6 @@ class BertEncoder(nn.Module):
         if self.ages is not None:
             hidden_TD = hidden_TD + self.ages(age_row(batch.age_T, self.ages.num_embeddings))
         return self.dropout(self.norm(hidden_TD))
-
-    def _check_length(self, longest: int) -> None:
-        positions = self.positions.num_embeddings
-        if longest > positions:
-            raise ValueError(
-                f"a subject of this batch has {longest} codes, but the encoder has {positions} "
-                "positions: truncate histories when making batches, or pretrain with more positions"
-            )
 
 
 class Layer(nn.Module):
@@ -135,6 +110,19 @@ class Layer(nn.Module):
         hidden_PD = self.attention_norm(hidden_PD + self.dropout(attended_PD))
         change_PD = self.narrow(F.gelu(self.widen(hidden_PD)))
         return self.output_norm(hidden_PD + self.dropout(change_PD))
+
+
+def arguments(names: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the ``locals()`` of a constructor that has none of its own yet, what it was given."""
+    return {name: value for name, value in names.items() if name not in ("self", "__class__")}
+
+
+def check_length(longest: int, positions: int, cure: str) -> None:
+    if longest > positions:
+        raise ValueError(
+            f"a subject of this batch has {longest} codes, but the encoder has {positions} "
+            f"positions: truncate histories when making batches, or pretrain {cure}"
+        )
 
 
 def age_row(age_T: Tensor, rows: int) -> Tensor:

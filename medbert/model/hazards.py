@@ -20,12 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from medbert.model.encoder import NORM_EPSILON, initialise
-from medbert.model.masking import DRAWS, fixed_draws
+from medbert.model.masking import DRAWS, SPECIALS, fixed_draws
 from medbert.model.softmax import sample_shares
 from medbert.model.together import divisor
-from medbert.schema import SPECIAL_TOKENS, Batch, LossOutput
+from medbert.schema import Batch, LossOutput
 
-SPECIALS = len(SPECIAL_TOKENS)
 NEW_CODES_A_DAY = 1 / 60  # of all codes together, before anything is learned
 STREAM, LATER = 4, 5  # of the draws; masking takes those below
 SILENCES = (0, 7, 30, 90, 180, 365, 730, 1460)  # days; between two of them what they say goes over
@@ -298,15 +297,9 @@ def foretell(
     since_B = torch.zeros_like(hidden_BD[:, 0])
     if batch.end_B is not None:  # a static code has no time
         since_B[filled_B] = torch.nan_to_num(batch.end_B[filled_B] - clock_T[last_F])
-    return encoder.hazards.risk(
-        hidden_BD,
-        encoder.codes.weight,
-        tokens.to(hidden_TD.device),
-        since_B=since_B.clamp(min=0),
-        gap=gap,
-        window=window,
-        firsts=firsts,
-    )
+    asked: dict[str, Any] = {"since_B": since_B.clamp(min=0), "gap": gap, "window": window}
+    codes_K = tokens.to(hidden_TD.device)
+    return encoder.hazards.risk(hidden_BD, encoder.codes.weight, codes_K, **asked, firsts=firsts)
 
 
 def _spent(days_X: Tensor, edge_P: Tensor) -> Tensor:

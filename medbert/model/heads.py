@@ -226,6 +226,7 @@ class FrozenLogistic(Head):
             raise ValueError("this head has not seen any data: call fit() before scoring")
         return self.output(self.features(encoder, batch)).squeeze(-1)
 
+    @torch.no_grad()
     def fit(
         self,
         train_features: Tensor | np.ndarray,
@@ -261,27 +262,23 @@ class FrozenLogistic(Head):
             if auroc > best["tuning_auroc"]:
                 best = {"C": inverse_penalty, "tuning_auroc": auroc}
                 weight, bias = model.coef_[0] * scale, model.intercept_[0]
-        self._fold(weight, float(bias - weight @ mean))
-        return best
-
-    @torch.no_grad()
-    def _fold(self, weight: np.ndarray, bias: float) -> None:
         self.output.weight.copy_(torch.from_numpy(weight)[None])
-        self.output.bias.fill_(bias)
+        self.output.bias.fill_(float(bias - weight @ mean))
         self.fitted.fill_(True)
+        return best
 
 
 @contextmanager
 def still(encoder: Encoder) -> Iterator[None]:
     """Hold an encoder in eval mode, then give each of its parts the mode it had."""
-    parts = list(encoder.modules()) if isinstance(encoder, nn.Module) else []
-    modes = [part.training for part in parts]
+    parts = encoder.modules() if isinstance(encoder, nn.Module) else []
+    modes = {part: part.training for part in parts}
     try:
-        for part in parts:
+        for part in modes:
             part.training = False
         yield
     finally:
-        for part, mode in zip(parts, modes, strict=True):
+        for part, mode in modes.items():
             part.training = mode
 
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medbert.model.encoder import INITIAL_DEVIATION
+from medbert.model.encoder import INITIAL_DEVIATION, arguments, check_length
 from medbert.model.hazards import Hazards
 from medbert.model.layers.attention import Packing, SelfAttention, pack
 from medbert.model.layers.dropout import Dropout
@@ -71,19 +71,10 @@ class ModernEncoder(nn.Module):
         silence: bool = False,
         linear: int = 0,
     ) -> None:
+        edges = None if edges is None else list(edges)
+        linear = min(linear, hidden // 2)
         super().__init__()
-        self.config: dict[str, Any] = {
-            "vocabulary_size": vocabulary_size,
-            "layers": layers,
-            "heads": heads,
-            "hidden": hidden,
-            "feed_forward": feed_forward,
-            **{"dropout": dropout, "attention_dropout": attention_dropout},
-            **{"time": time, "ages": ages, "sex": sex, "visits": visits, "positions": positions},
-            **{"gated": gated, "attention": attention, "causal": causal},
-            **{"edges": None if edges is None else list(edges), "ever": ever},
-            **{"silence": silence, "linear": min(linear, hidden // 2)},
-        }
+        self.config = arguments(locals())
         _check_turns(time, heads=heads, hidden=hidden)
         self.hidden, self.time, self.turns = hidden, time, hidden // heads // 2
         self.codes = nn.Embedding(vocabulary_size, hidden)
@@ -98,14 +89,13 @@ class ModernEncoder(nn.Module):
             PreNormLayer(**{name: self.config[name] for name in of_a_layer}) for _ in range(layers)
         )
         self.ever = nn.Embedding(vocabulary_size, hidden) if ever else None
-        sums = self.config["linear"]
-        self.linear = nn.Embedding(vocabulary_size, sums) if sums else None
+        self.linear = nn.Embedding(vocabulary_size, linear) if linear else None
         self.final_norm = nn.LayerNorm(hidden, bias=False)
         self.hazards = None
         if edges is not None and not causal:
             raise ValueError("edges (what comes, and when) need causal=true")
         if edges is not None:
-            parts: dict[str, Any] = {"edges": edges, "silence": silence, "linear": sums}
+            parts: dict[str, Any] = {"edges": edges, "silence": silence, "linear": linear}
             self.hazards = Hazards(hidden=hidden, vocabulary_size=vocabulary_size, **parts)
         self._initialise()
 
@@ -127,12 +117,9 @@ class ModernEncoder(nn.Module):
             dropout=dropping,
             causal=self.config["causal"],
         )
-        if self.positions is not None and packing.longest > self.positions.num_embeddings:
-            raise ValueError(
-                f"a subject of this batch has {packing.longest} codes, but the encoder has "
-                f"{self.positions.num_embeddings} positions: truncate histories when making "
-                "batches, or pretrain with encoder.positions=null"
-            )
+        if self.positions is not None:
+            positions, cure = self.positions.num_embeddings, "with encoder.positions=null"
+            check_length(packing.longest, positions, cure)
         hidden_TD = self.embed(batch)
         if not packing.n_places:
             return hidden_TD

@@ -184,31 +184,9 @@ def combined(
     return Objective({name: term(**facts) for name, term in terms.items()}, weights)
 
 
-def masked_code(
-    *,
-    vocabulary_size: int,
-    hidden: int,
-    counts: Counts,
-    rate: float | None,
-    static: bool,
-    seed: int,
-    visit_rate: float = 0.0,
-    sampled: int | None = None,
-    start_at_unigram: bool = True,
-) -> Objective:
-    """Masked codes alone; see ``MaskedCode``."""
-    term = MaskedCode(
-        vocabulary_size=vocabulary_size,
-        hidden=hidden,
-        counts=counts,
-        rate=rate,
-        static=static,
-        seed=seed,
-        visit_rate=visit_rate,
-        sampled=sampled,
-        start_at_unigram=start_at_unigram,
-    )
-    return Objective({"masked_code": term}, {"masked_code": 1.0})
+def masked_code(**arguments: Any) -> Objective:
+    """Masked codes alone; the arguments are those of ``MaskedCode``."""
+    return Objective({"masked_code": MaskedCode(**arguments)}, {"masked_code": 1.0})
 
 
 def prolonged_stay(
@@ -221,34 +199,17 @@ def prolonged_stay(
 
 def masked_code_and_stay(
     *,
-    vocabulary_size: int,
     hidden: int,
-    counts: Counts,
-    rate: float | None,
-    static: bool,
     days: float,
     masked_code_weight: float,
     stay_weight: float,
-    seed: int,
-    visit_rate: float = 0.0,
-    sampled: int | None = None,
-    start_at_unigram: bool = True,
     per_visit: bool = False,
+    **masked: Any,
 ) -> Objective:
-    """Both published tasks of Med-BERT, weighted; see ``MaskedCode`` and ``ProlongedStay``."""
-    masked = MaskedCode(
-        vocabulary_size=vocabulary_size,
-        hidden=hidden,
-        counts=counts,
-        rate=rate,
-        static=static,
-        seed=seed,
-        visit_rate=visit_rate,
-        sampled=sampled,
-        start_at_unigram=start_at_unigram,
-    )
-    stay = ProlongedStay(hidden=hidden, days=days, per_visit=per_visit)
-    return Objective(
-        {"masked_code": masked, "prolonged_stay": stay},
-        {"masked_code": masked_code_weight, "prolonged_stay": stay_weight},
-    )
+    """Both published tasks of Med-BERT, weighted: ``ProlongedStay``, and ``MaskedCode`` with all
+    other arguments."""
+    terms = {
+        "masked_code": MaskedCode(hidden=hidden, **masked),
+        "prolonged_stay": ProlongedStay(hidden=hidden, days=days, per_visit=per_visit),
+    }
+    return Objective(terms, {"masked_code": masked_code_weight, "prolonged_stay": stay_weight})

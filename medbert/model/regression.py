@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from medbert.model.hazards import SPECIALS, Future, TimeToEvent
+from medbert.model.hazards import Future, TimeToEvent
+from medbert.model.masking import SPECIALS
 from medbert.model.modern import so_far
 from medbert.schema import Batch
 
@@ -52,9 +53,7 @@ def begin(encoder: Any, objective: Any, batches: Iterable[Batch]) -> float | Non
     code_J = term.frequency_C[SPECIALS:].topk(min(MOST, len(term.share_C) - SPECIALS)).indices
     code_J += SPECIALS
     sums, some = _summed(encoder, term, batches, code_J)
-    scale = None
-    if sums is not None:
-        scale = _set(encoder, term, sums, some, code_J)
+    scale = None if sums is None else _set(encoder, term, sums, some, code_J)
     encoder.train(training[0]), term.train(training[1])
     return scale
 
@@ -82,11 +81,7 @@ def _summed(
 
 
 def _set(
-    encoder: Any,
-    term: TimeToEvent,
-    sums: _Sums,
-    some: list[tuple[Batch, Future]],
-    code_J: Tensor,
+    encoder: Any, term: TimeToEvent, sums: _Sums, some: list[tuple[Batch, Future]], code_J: Tensor
 ) -> float:
     hazards, rank = encoder.hazards, encoder.linear.embedding_dim
     base_K = (sums.y_K + 0.5) / (sums.t_K + 1)
@@ -95,16 +90,19 @@ def _set(
     encoder.linear.weight[code_J] = inputs_JR
     middle_K = outputs_KR @ (inputs_JR.T @ (sums.x_J / sums.n))
     hidden = [(batch, future, encoder(batch)) for batch, future in some]
-    losses = {}
-    for scale in SCALES:
-        hazards.linear_CR.zero_()
+    hazards.linear_CR.zero_()
+
+    def use(scale: float) -> None:
         hazards.linear_CR[code_J] = scale * outputs_KR
         hazards.level_CP[code_J] = (base_K.log() - scale * middle_K)[:, None]
+
+    losses = {}
+    for scale in SCALES:
+        use(scale)
         told = [term.loss(encoder, hidden_TD, b, f).loss for b, f, hidden_TD in hidden]
         losses[scale] = float(torch.stack(told).mean())
     best = min(losses, key=lambda scale: losses[scale])
-    hazards.linear_CR[code_J] = best * outputs_KR
-    hazards.level_CP[code_J] = (base_K.log() - best * middle_K)[:, None]
+    use(best)
     return best
 
 

@@ -83,16 +83,15 @@ def sample_shares(counts_C: Tensor, size: int, *, power: float = 0.75) -> Tensor
     weight_C = counts_C.double().clamp(min=1) ** power
     share_C = torch.ones_like(weight_C)
     free = torch.arange(len(counts_C), device=counts_C.device) >= SPECIALS
-    while True:  # codes that reach 1 leave what is left to the others
+    while free.any():  # codes that reach 1 leave what is left to the others
         left = size - (share_C[SPECIALS:][~free[SPECIALS:]]).sum()
         share = left * weight_C / weight_C[free].sum()
         share_C = torch.where(free, share, share_C)
         full = free & (share_C >= 1)
         if not full.any():
-            return share_C.float()
+            break
         share_C, free = torch.where(full, 1.0, share_C), free & ~full
-        if not free.any():
-            return share_C.float()
+    return share_C.float()
 
 
 class _Exact(torch.autograd.Function):
@@ -110,8 +109,7 @@ class _Exact(torch.autograd.Function):
         if torch.is_autocast_enabled(device):
             low = torch.get_autocast_dtype(device)
         with torch.autocast(device, enabled=False):
-            made = _exact(hidden_MD.to(low), weight_CD.to(low), bias_C, code_M, share)
-        loss, *grads = made
+            loss, *grads = _exact(hidden_MD.to(low), weight_CD.to(low), bias_C, code_M, share)
         ctx.grads = grads  # not saved: the last holder of a tensor may add to it in place
         ctx.dtypes = hidden_MD.dtype, weight_CD.dtype, bias_C.dtype
         return loss
@@ -130,11 +128,8 @@ def _exact(
     """The loss, summed and times ``share``, and its gradients for hidden, weight and bias, in
     float32."""
     on_cpu, codes = hidden_MD.device.type == "cpu", len(weight_CD)
-    rows = _ROWS_CPU if on_cpu else _ROWS_GPU
-    columns = [
-        slice(i, min(i + (_COLUMNS_CPU if on_cpu else codes), codes))
-        for i in range(0, codes, _COLUMNS_CPU if on_cpu else codes)
-    ]
+    rows, step = (_ROWS_CPU, _COLUMNS_CPU) if on_cpu else (_ROWS_GPU, codes)
+    columns = [slice(i, min(i + step, codes)) for i in range(0, codes, step)]
     loss = torch.zeros((), device=hidden_MD.device)
     grad_hidden_MD = torch.zeros_like(hidden_MD, dtype=torch.float32)
     grad_weight_CD = torch.empty_like(weight_CD, dtype=torch.float32)

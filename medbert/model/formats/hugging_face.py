@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from medbert.model.checkpoint import CONFIG, COPY_AGAIN, WEIGHTS, fill, save_weights
+from medbert.model.checkpoint import CONFIG, WEIGHTS, fill, load_weights, save_weights
 from medbert.model.encoder import INITIAL_DEVIATION, NORM_EPSILON, BertEncoder
 from medbert.model.formats.tensorflow import read_tensors
 from medbert.schema import PAD, InputError
@@ -95,24 +93,22 @@ def from_hugging_face(
             f"not the weights of a BertModel: {layers} layers, missing {first[0]}, unknown "
             f"{first[1]}; {cure}"
         )
-    sizes: dict[str, Any] = {**_sizes(theirs), "layers": layers, "heads": heads}
-    attention_dropout = dropout if attention_dropout is None else attention_dropout
-    encoder = BertEncoder(**sizes, dropout=dropout, attention_dropout=attention_dropout)
+    encoder = BertEncoder(
+        vocabulary_size=theirs[TABLE].shape[0],
+        layers=layers,
+        heads=heads,
+        hidden=theirs[TABLE].shape[1],
+        feed_forward=theirs["encoder.layer.0.intermediate.dense.weight"].shape[0],
+        dropout=dropout,
+        attention_dropout=dropout if attention_dropout is None else attention_dropout,
+        positions=theirs["embeddings.position_embeddings.weight"].shape[0],
+        visits=theirs["embeddings.token_type_embeddings.weight"].shape[0],
+    )
     ours = {
         our_key: torch.cat([theirs[key] for key in their_keys]) for our_key, their_keys in names
     }
     fill(encoder, ours, where="the converted BertModel", prefix="", cure=cure)
     return encoder
-
-
-def _sizes(theirs: Mapping[str, Tensor]) -> dict[str, int]:
-    return {
-        "vocabulary_size": theirs[TABLE].shape[0],
-        "hidden": theirs[TABLE].shape[1],
-        "positions": theirs["embeddings.position_embeddings.weight"].shape[0],
-        "visits": theirs["embeddings.token_type_embeddings.weight"].shape[0],
-        "feed_forward": theirs["encoder.layer.0.intermediate.dense.weight"].shape[0],
-    }
 
 
 def _names(layers: int) -> list[tuple[str, list[str]]]:
@@ -170,7 +166,7 @@ def read_bert(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         config = _read_config(file)
         if config.get("model_type") != "bert":
             raise InputError(f"{file}: not that of a BertModel")
-        weights = _of_the_encoder(_read_weights(path))
+        weights = _read_weights(path)
     elif len(indices) == 1 and indices[0].suffix == ".index":
         file = indices[0].with_name(BERT_CONFIG)
         config = _read_config(file)
@@ -213,20 +209,14 @@ def _read_config(file: Path) -> dict[str, Any]:
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
+    """Without the heads of a model for pretraining or a task."""
     file = folder / WEIGHTS
     if not file.is_file():
         raise InputError(
             f"{file}: not found (a pytorch_model.bin is a pickle, which is not opened); save the "
             "model again with transformers' save_pretrained, or give the TensorFlow checkpoint"
         )
-    try:
-        return load_file(file)
-    except SafetensorError as error:
-        raise InputError(f"{file}: not a safetensors file ({error}); {COPY_AGAIN}") from error
-
-
-def _of_the_encoder(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the heads of a model for pretraining or a task."""
+    weights = load_weights(file)
     inside = {k.removeprefix("bert."): w for k, w in weights.items() if k.startswith("bert.")}
     return inside or weights
 

@@ -91,7 +91,7 @@ class LengthGroups:
         start_B, end_B = offsets_B1[:-1].cpu(), offsets_B1[1:].cpu()
         length_B, by_length_B = torch.sort(end_B - start_B, descending=True, stable=True)
         lengths = length_B.tolist()
-        indices, masks = [], []
+        indices, reals = [], []
         first = 0
         while first < len(lengths) and lengths[first] > 0:
             shortest = max(1, math.ceil(lengths[first] * (1 - slack)))
@@ -102,38 +102,27 @@ class LengthGroups:
             length_G1 = length_B[first:last, None]
             start_G1 = start_B[by_length_B[first:last], None]
             indices.append(start_G1 + torch.minimum(place_L, length_G1 - 1))
-            equal = lengths[last - 1] == lengths[first]
-            masks.append(None if equal else place_L < length_G1)
+            reals.append(place_L < length_G1)
             first = last
         self.longest = lengths[0] if lengths else 0
-        self._line_up(indices, masks, tokens=int(offsets_B1[-1]), device=offsets_B1.device)
+        self._line_up(indices, reals, offsets_B1)
 
-    def _line_up(
-        self,
-        indices: list[Tensor],
-        masks: list[Tensor | None],
-        *,
-        tokens: int,
-        device: torch.device,
-    ) -> None:
+    def _line_up(self, indices: list[Tensor], reals: list[Tensor], offsets_B1: Tensor) -> None:
         """Find the way back, and move everything to the device in a few copies."""
-        token_P = torch.cat([i.flatten() for i in indices] or [torch.zeros(0, dtype=torch.int64)])
-        reals = [
-            torch.ones(index_GL.shape, dtype=torch.bool) if mask_GL is None else mask_GL
-            for index_GL, mask_GL in zip(indices, masks, strict=True)
-        ]
+        device = offsets_B1.device
+        token_P = torch.cat([torch.zeros(0, dtype=torch.int64), *(i.flatten() for i in indices)])
         real_P = torch.cat([torch.zeros(0, dtype=torch.bool), *(r.flatten() for r in reals)])
-        place_T = torch.empty(tokens, dtype=torch.int64)
+        place_T = torch.empty(int(offsets_B1[-1]), dtype=torch.int64)
         place_T[token_P[real_P]] = real_P.nonzero().squeeze(1)
         shapes = [index_GL.shape for index_GL in indices]
         self._sizes = [shape.numel() for shape in shapes]
         self.n_places = len(token_P)
         self.token_P, self.place_T, real_P = (x.to(device) for x in (token_P, place_T, real_P))
-        placed, real = self.token_P.split(self._sizes), real_P.split(self._sizes)
+        placed, masks = self.token_P.split(self._sizes), real_P.split(self._sizes)
         self.indices = [index.view(shape) for index, shape in zip(placed, shapes, strict=True)]
         self.masks = [
-            None if mask is None else here.view(shape)
-            for mask, here, shape in zip(masks, real, shapes, strict=True)
+            None if real.all() else mask.view(real.shape)
+            for mask, real in zip(masks, reals, strict=True)
         ]
 
     def enter(self, token_TX: Tensor) -> Tensor:
@@ -180,10 +169,8 @@ class Varlen(_AsTheyLie):
         query, key, value = projected_PK.view(self.n_places, 3, heads, -1).unbind(1)
         starts = self.offsets_B1.to(torch.int32)
         seen = (-1, 0 if self.causal else -1)  # tokens before and after; -1: all
-        longest = self.longest
-        attended = varlen_attn(
-            query, key, value, starts, starts, longest, longest, window_size=seen
-        )
+        lengths = starts, starts, self.longest, self.longest
+        attended = varlen_attn(query, key, value, *lengths, window_size=seen)
         return attended.flatten(1)  # type: ignore[union-attr]
 
 
