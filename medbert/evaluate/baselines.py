@@ -85,13 +85,8 @@ class _Dense:
         filled_ND = np.where(unknown_ND, median, dense)
         spread_D = filled_ND.std(axis=0)
         scale_D = np.where(spread_D > 0, spread_D, 1.0)
-        return cls(
-            median,
-            filled_ND.mean(axis=0),
-            scale_D,
-            np.atleast_1d(unknown_ND.any(axis=0)),
-            quadratic,
-        )
+        unknown_D = np.logical_or.reduce(unknown_ND)
+        return cls(median, filled_ND.mean(axis=0), scale_D, unknown_D, quadratic)
 
     def __call__(self, dense: Array) -> Array:
         unknown_ND = np.isnan(dense)
@@ -182,22 +177,22 @@ class LogisticBaseline:
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
 
-        train = _checked(features, labels, where=f"{self.name}, train")
-        held = _checked(tuning, tuning_labels, where=f"{self.name}, tuning")
+        train, labels_N = _checked(features, labels, where=f"{self.name}, train")
+        held, held_labels_N = _checked(tuning, tuning_labels, where=f"{self.name}, tuning")
         trials: list[dict[str, Any]] = []
         fits: list[tuple[_Design, Array, float]] = []
-        for transform, name, used in _offered(train.features, self.transforms):
+        for transform, name, used in _offered(train, self.transforms):
             design = _Design.learn(used, transform=transform)
-            train_NK, held_NK = design(used), design(held.features)
+            train_NK, held_NK = design(used), design(held)
             model = LogisticRegression(warm_start=True, max_iter=self.max_iter)
             for penalty in sorted(self.penalties):  # strong to weak: each starts at the last
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", ConvergenceWarning)  # said in the record
-                    model.set_params(C=penalty).fit(train_NK, train.labels)
+                # whether it converged is said in the record
+                with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
+                    model.set_params(C=penalty).fit(train_NK, labels_N)
                 fits.append((design, model.coef_[0].copy(), float(model.intercept_[0])))
                 trials.append({**_said(name), "transform": transform, "C": penalty})
                 trials[-1]["converged"] = bool(model.n_iter_[0] < self.max_iter)
-                trials[-1]["auroc"] = auroc(held.labels, model.predict_proba(held_NK)[:, 1])
+                trials[-1]["auroc"] = auroc(held_labels_N, model.predict_proba(held_NK)[:, 1])
         bounds = (min(self.penalties), max(self.penalties))
         best, search = _choose(trials, edge="C", bounds=bounds)
         return FittedLinear(*fits[best], search)
@@ -243,13 +238,13 @@ class LightGBMBaseline:
             import lightgbm
         except ImportError as error:
             raise InputError(f"{self.name} is not installed: pip install lightgbm") from error
-        train = _checked(features, labels, where=f"{self.name}, train")
-        held = _checked(tuning, tuning_labels, where=f"{self.name}, tuning")
+        train, labels_N = _checked(features, labels, where=f"{self.name}, train")
+        held, held_labels_N = _checked(tuning, tuning_labels, where=f"{self.name}, tuning")
         shared = {"feature_pre_filter": False, "num_threads": threads, "seed": seed, **QUIET}
-        held_sets, data = held.features.each(), {}
-        for name, used in train.features.each().items():
-            train_set = lightgbm.Dataset(_stacked(used), train.labels, params=shared)
-            held_set = train_set.create_valid(_stacked(held_sets[name]), held.labels)
+        held_sets, data = held.each(), {}
+        for name, used in train.each().items():
+            train_set = lightgbm.Dataset(_stacked(used), labels_N, params=shared)
+            held_set = train_set.create_valid(_stacked(held_sets[name]), held_labels_N)
             data[name] = train_set, held_set
         trials: list[dict[str, Any]] = []
         boosters, bounds = [], (0, self.max_rounds)
@@ -273,12 +268,7 @@ class LightGBMBaseline:
         return FittedLightGBM(boosters[best], search)
 
 
-class _Split(NamedTuple):
-    features: Features
-    labels: Array
-
-
-def _checked(features: Features, labels: ArrayLike, *, where: str) -> _Split:
+def _checked(features: Features, labels: ArrayLike, *, where: str) -> tuple[Features, Array]:
     """Ready to fit; InputError where rows do not match, or nothing or one class is there."""
     counts, dense = features.counts, np.asarray(features.dense, dtype=np.float64)
     labels_N = np.asarray(labels, dtype=np.float64)
@@ -292,8 +282,7 @@ def _checked(features: Features, labels: ArrayLike, *, where: str) -> _Split:
             f"{where}: {labels_N.size} rows with {positives} positives; a baseline needs both "
             "classes there: use more subjects or another split seed"
         )
-    checked = Features(sparse.csr_matrix(counts, dtype=np.float64), dense, features.sets)
-    return _Split(checked, labels_N)
+    return Features(sparse.csr_matrix(counts, dtype=np.float64), dense, features.sets), labels_N
 
 
 def _offered(features: Features, transforms: Sequence[str]) -> Iterator[tuple[str, str, Features]]:

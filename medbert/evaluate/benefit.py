@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from scipy.special import expit, logit
 
 from medbert.evaluate.fits import sums
-from medbert.evaluate.intervals import Difference, Interval, bootstrap
+from medbert.evaluate.intervals import Difference, Interval, bootstrap, expect
 from medbert.evaluate.metrics import (
     CLIP,
     Array,
@@ -127,12 +127,9 @@ def net_benefit(
     return answer(gains_R / rows_R, weights)
 
 
-def decision_curve(
-    labels: ArrayLike, models: Mapping[str, ArrayLike], *, thresholds: ArrayLike | None = None
-) -> DecisionCurve:
-    """Net benefit of every model at every threshold, 0.01 to 0.99 unless given."""
-    given = np.arange(1, 100) / 100 if thresholds is None else thresholds
-    thresholds_T = np.asarray(given, dtype=np.float64)
+def decision_curve(labels: ArrayLike, models: Mapping[str, ArrayLike]) -> DecisionCurve:
+    """Net benefit of every model at every threshold from 0.01 to 0.99."""
+    thresholds_T = np.arange(1, 100) / 100
     odds_T = np.array([_odds(float(threshold)) for threshold in thresholds_T])
     curves, prevalence = {}, math.nan
     for name, probabilities in models.items():
@@ -163,8 +160,8 @@ def benefits(
     ``reference`` names the model that the others are measured against, such as a logistic
     regression.
     """
-    if reference is not None and reference not in models:
-        raise InputError(f"model {reference!r} is not among {', '.join(map(repr, models))}")
+    if reference is not None:
+        expect([reference], models)
     rows = np.size(np.asarray(labels))
     everyone = {**models, TREAT_ALL: np.ones(rows), TREAT_NONE: np.zeros(rows)}
     metrics = {f"{t:g}": partial(net_benefit, threshold=t) for t in thresholds}
@@ -173,18 +170,12 @@ def benefits(
     for threshold, metric in zip(thresholds, metrics, strict=True):
         for name in models:
             over = partial(boot.difference, name, metric=metric)
-            answers.append(
-                Benefit(
-                    name,
-                    threshold,
-                    boot.interval(name, metric=metric),
-                    over_all=over(minus=TREAT_ALL),
-                    over_none=over(minus=TREAT_NONE),
-                    over_reference=over(minus=reference)
-                    if reference is not None and name != reference
-                    else None,
-                )
-            )
+            over_reference = None
+            if reference is not None and name != reference:
+                over_reference = over(minus=reference)
+            others = over(minus=TREAT_ALL), over(minus=TREAT_NONE), over_reference
+            benefit = boot.interval(name, metric=metric)
+            answers.append(Benefit(name, threshold, benefit, *others))
     return tuple(answers)
 
 

@@ -21,6 +21,7 @@ from medbert.evaluate.intervals import (
     Interval,
     bootstrap,
     delong,
+    expect,
     percentiles,
 )
 from medbert.evaluate.metrics import Array, Metric, auroc, check
@@ -90,9 +91,7 @@ def compare(
     bootstrap over subjects, whose p value is never below 2 / (n + 1): many comparisons need an
     ``n`` to match. Intervals are of one difference each, not adjusted.
     """
-    for name in (name for pair in pairs for name in pair):
-        if name not in models:
-            raise InputError(f"model {name!r} is not among {', '.join(map(repr, models))}")
+    expect((name for pair in pairs for name in pair), models)
     ids_N = np.asarray(subject_ids)
     labels_N = check(labels, next(iter(models.values())))[0]
     single = len(np.unique(ids_N)) == labels_N.size
@@ -196,11 +195,10 @@ def over_items(
     arrays = {name: np.asarray(values, np.float64) for name, values in counts.items()}
     place_N = np.unique(np.asarray(clusters), return_inverse=True)[1]
     n_clusters, n_seeds = int(place_N.max()) + 1, next(iter(arrays.values())).shape[0]
+    summed = {}
     for name, counts_SNK in arrays.items():
         if counts_SNK.ndim != 3 or counts_SNK.shape[:2] != (n_seeds, place_N.size):
             raise InputError(f"{name}: other seeds or items than those of the other models")
-    summed = {}
-    for name, counts_SNK in arrays.items():
         sums_USK = np.zeros((n_clusters, n_seeds, counts_SNK.shape[2]))
         np.add.at(sums_USK, place_N, counts_SNK.swapaxes(0, 1))
         summed[name] = sums_USK

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from medbert.evaluate.intervals import Interval, bootstrap, percentiles
+from medbert.evaluate.intervals import Interval, bootstrap, expect, percentiles
 from medbert.evaluate.metrics import Array, auroc
 from medbert.schema import InputError
 
@@ -134,15 +134,13 @@ class Efficiency:
         if not sizes_K.size:
             raise InputError(f"{model!r} and {over!r} have no number of labels in common")
         ahead_RK = self._lines(model)[:, mine_K] - self._lines(over)[:, others_K]
-        log_K = np.log(sizes_K)
-        share_K = np.convolve(np.diff(log_K), [0.5, 0.5]) if sizes_K.size > 1 else np.ones(1)
+        steps = np.diff(np.log(sizes_K))
+        share_K = np.convolve(steps, [0.5, 0.5]) if steps.size else np.ones(1)
 
         def interval(ahead_R: Array) -> Interval:
             return Interval(float(ahead_R[0]), *percentiles(ahead_R[1:], self.level))
 
-        by_size = {
-            int(n): interval(ahead_R) for n, ahead_R in zip(sizes_K, ahead_RK.T, strict=True)
-        }
+        by_size = dict(zip(map(int, sizes_K), map(interval, ahead_RK.T), strict=True))
         return Lead(model, over, by_size, interval(ahead_RK @ (share_K / share_K.sum())))
 
     def crossing(self, model: str, *, over: str) -> Crossing:
@@ -160,8 +158,7 @@ class Efficiency:
         return Crossing(model, over, labels, float(np.isfinite(crossed_R[1:]).mean()))
 
     def _sizes(self, model: str) -> Array:
-        if model not in self.curves:
-            raise InputError(f"model {model!r} is not among {', '.join(map(repr, self.curves))}")
+        expect([model], self.curves)
         return self.curves[model].sizes
 
     def _lines(self, model: str) -> Array:
@@ -201,10 +198,8 @@ def efficiency(
     if len(sample_LR) != len(table):
         raise InputError(f"samples of {len(sample_LR)} lines for a table of {len(table)}")
     draw_L, names = pd.factorize(table["draw"])
-    rng = np.random.default_rng(seed)
-    times_DR = rng.multinomial(
-        len(names), np.full(len(names), 1 / len(names)), size=sample_LR.shape[1]
-    ).T
+    draws, rng = len(names), np.random.default_rng(seed)
+    times_DR = rng.multinomial(draws, np.full(draws, 1 / draws), size=sample_LR.shape[1]).T
     size_L, model_L = table["labels"].to_numpy(np.float64), table["model"].astype(str).to_numpy()
     curves, resampled = {}, {}
     for model in dict.fromkeys(model_L):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -95,10 +95,7 @@ def bootstrap(
     models = probabilities if isinstance(probabilities, Mapping) else {"model": probabilities}
     arrays = {name: check(labels, values) for name, values in models.items()}
     labels_N = next(iter(arrays.values()))[0]
-    ids_N = np.asarray(subject_ids)
-    if ids_N.shape != labels_N.shape:
-        raise InputError(f"{ids_N.size} subject ids for {labels_N.size} rows: expected one each")
-    subject_N = np.unique(ids_N, return_inverse=True)[1]
+    subject_N = np.unique(ids_of(subject_ids, labels_N), return_inverse=True)[1]
     chunks: dict[tuple[str, str], list[Array]] = {(m, k): [] for m in models for k in metrics}
     rng, dropped, size = np.random.default_rng(seed), 0, max(1, CHUNK // labels_N.size)
     for start in range(0, n, size):
@@ -117,6 +114,21 @@ def bootstrap(
     values = {(m, k): float(metrics[k](*arrays[m])) for m, k in chunks}
     samples = {key: np.concatenate(parts) for key, parts in chunks.items()}
     return Bootstrap(values, samples, n=n - dropped, dropped=dropped, level=level)
+
+
+def ids_of(subject_ids: ArrayLike, labels_N: Array) -> NDArray[Any]:
+    """As an array; InputError unless there is one for each row."""
+    ids_N = np.asarray(subject_ids)
+    if ids_N.shape != labels_N.shape:
+        raise InputError(f"{ids_N.size} subject ids for {labels_N.size} rows: expected one each")
+    return ids_N
+
+
+def expect(names: Iterable[str], models: Collection[str]) -> None:
+    """InputError unless all are names of models."""
+    for name in names:
+        if name not in models:
+            raise InputError(f"model {name!r} is not among {', '.join(map(repr, models))}")
 
 
 def delong(
@@ -234,7 +246,10 @@ def summarise(
     are two of those names. ``oracle``: the true risk, where the data come from a simulator. Gains
     are by DeLong where each subject has one row, otherwise by paired bootstrap over subjects.
     """
-    everyone = _named(models, oracle, required=[reference, *([untrained] if untrained else [])])
+    expect([reference, *([untrained] if untrained else [])], models)
+    if ORACLE_NAME in models:
+        raise InputError(f"pass the oracle as oracle=, not as a model named {ORACLE_NAME!r}")
+    everyone = {**models, **({} if oracle is None else {ORACLE_NAME: oracle})}
     boot = bootstrap(METRICS, labels, everyone, subject_ids, n=n_bootstrap, seed=seed, level=level)
     arrays = {name: check(labels, values)[1] for name, values in everyone.items()}
     labels_N, first_N = check(labels, models[reference])
@@ -265,18 +280,6 @@ def summarise(
         labels=labels_N,
         probabilities=arrays,
     )
-
-
-def _named(
-    models: Mapping[str, ArrayLike], oracle: ArrayLike | None, *, required: list[str]
-) -> dict[str, ArrayLike]:
-    """The models and the oracle under its own name; InputError where a name is amiss."""
-    for name in required:
-        if name not in models:
-            raise InputError(f"model {name!r} is not among {', '.join(map(repr, models))}")
-    if ORACLE_NAME in models:
-        raise InputError(f"pass the oracle as oracle=, not as a model named {ORACLE_NAME!r}")
-    return {**models, **({} if oracle is None else {ORACLE_NAME: oracle})}
 
 
 def _placements(scores_MN: Array, positive_N: NDArray[np.bool_]) -> tuple[Array, Array, Array]:

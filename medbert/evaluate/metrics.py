@@ -16,7 +16,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import logit, ndtri
+from scipy.special import logit
+from scipy.stats import binomtest
 
 from medbert.evaluate.fits import BLOCK, Array, cells_of, logistic, smooth, sums
 from medbert.schema import InputError
@@ -184,21 +185,9 @@ def calibration_curve(
     for index in np.unique(bin_N):
         inside_N = bin_N == index
         n, positives = int(inside_N.sum()), int(labels_N[inside_N].sum())
-        low, high = wilson(positives, n, level=level)
-        curve.append(Bin(n, float(probabilities_N[inside_N].mean()), positives / n, low, high))
+        bounds = binomtest(positives, n).proportion_ci(level, method="wilson")
+        curve.append(Bin(n, float(probabilities_N[inside_N].mean()), positives / n, *bounds))
     return curve
-
-
-def wilson(successes: int, n: int, *, level: float = 0.95) -> tuple[float, float]:
-    """Wilson score interval of a proportion.
-
-    >>> tuple(round(bound, 4) for bound in wilson(0, 10))
-    (0.0, 0.2775)
-    """
-    z2 = float(ndtri((1 + level) / 2)) ** 2
-    centre = (successes + z2 / 2) / (n + z2)
-    half = np.sqrt(z2 * (successes * (n - successes) / n + z2 / 4)) / (n + z2)
-    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
 
 
 METRICS: dict[str, Metric] = {

@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from medbert.evaluate.intervals import Interval, bootstrap
-from medbert.evaluate.metrics import auroc, check, observed_expected
+from medbert.evaluate.intervals import Interval, bootstrap, ids_of
+from medbert.evaluate.metrics import METRICS, check
 from medbert.schema import InputError
 
 UNKNOWN = "unknown"
@@ -62,32 +62,21 @@ def subgroups(
     interval is of a category by itself: that two overlap is no test of their difference.
     """
     labels_N, probabilities_N = check(labels, probabilities)
-    subject_N = np.asarray(subject_ids)
-    if subject_N.shape != labels_N.shape:
-        raise InputError(
-            f"{subject_N.size} subject ids for {labels_N.size} rows: expected one each"
-        )
+    subject_N = ids_of(subject_ids, labels_N)
     positive_N, answers = labels_N == 1, []
     for variable, given in groups.items():
         masks = _masks(variable, given, labels_N.size)
         hidden = _hidden(masks, subject_N, positive_N, min_count)
         for category, mask_N in masks.items():
+            found = {"auroc": Interval(), "observed_expected": Interval()}
             if category in hidden:
-                nothing = (None, None, None, Interval(), Interval())
-                answers.append(Subgroup(variable, category, *nothing))
+                answers.append(Subgroup(variable, category, None, None, None, **found))
                 continue
             rows, positives = int(mask_N.sum()), int(positive_N[mask_N].sum())
-            found = {"auroc": Interval(), "observed_expected": Interval()}
             if 0 < positives < rows:
-                boot = bootstrap(
-                    {"auroc": auroc, "observed_expected": observed_expected},
-                    labels_N[mask_N],
-                    probabilities_N[mask_N],
-                    subject_N[mask_N],
-                    seed=seed,
-                    n=n,
-                    level=level,
-                )
+                metrics = {name: METRICS[name] for name in found}
+                own = (each[mask_N] for each in (labels_N, probabilities_N, subject_N))
+                boot = bootstrap(metrics, *own, seed=seed, n=n, level=level)
                 found = {name: boot.interval("model", metric=name) for name in found}
             subjects = len(np.unique(subject_N[mask_N]))
             answers.append(Subgroup(variable, category, rows, subjects, positives, **found))

@@ -8,7 +8,7 @@ from scipy.special import expit
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
 from medbert.evaluate import metrics
-from medbert.evaluate.metrics import METRICS, calibration_curve, wilson
+from medbert.evaluate.metrics import METRICS, calibration_curve
 from medbert.schema import InputError
 
 
@@ -153,14 +153,6 @@ def test_calibration_curve_counts_every_row_once() -> None:
     assert [point.predicted for point in curve] == sorted(point.predicted for point in curve)
     tied = calibration_curve(labels, np.full(1000, 0.3))
     assert [point.n for point in tied] == [1000]
-
-
-def test_wilson_matches_the_published_form() -> None:
-    from scipy.stats import binomtest
-
-    for successes, n in ((0, 5), (3, 10), (10, 10), (37, 412)):
-        expected = binomtest(successes, n).proportion_ci(method="wilson")
-        assert wilson(successes, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
 @pytest.mark.parametrize("name", METRICS)

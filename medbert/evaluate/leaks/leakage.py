@@ -22,6 +22,8 @@ from medbert.schema import DAY_US
 
 _WEEKS = (7, 14, 21, 28)  # days: the same day of the week, and nearly the same season
 _CROWD = 100  # visits on a day, and a twentieth of all: the first or last day of an extract
+_SHARED = 3  # subjects with one rare set of codes; more, and it is a common order
+_CHANCE, _LIMIT, _FEW = 0.001, 0.95, 10  # p values, AUROCs and rows from which a check speaks
 
 
 def rows_of_subjects(
@@ -80,14 +82,12 @@ def near_identical_visits(
     day_V: NDArray[np.int64],
     subject_V: NDArray[np.int64],
     split_V: NDArray[Any],
-    max_subjects: int = 3,
-    alpha: float = 0.001,
 ) -> Finding | None:
     """Visits on one day, of subjects in different splits, that differ in one code at most (added,
     missing or exchanged), where there are more of them than chance explains.
 
     ``code_T``: hashes of the distinct codes of each visit, visits in order (``visit_T``). A set
-    that more than ``max_subjects`` share, whatever the day, is a common order and is left out, and
+    that more than three subjects share, whatever the day, is a common order and is left out, and
     so is a day with a twentieth of all visits, such as the first of an extract. What is left may
     still meet by chance: as often on one day as 1 to 4 weeks apart, by the visits of those days.
     """
@@ -101,7 +101,7 @@ def near_identical_visits(
     sets = sets.assign(subject=subject_V[sets["visit"]])
     subjects = sets.drop_duplicates(["key", "subject"])["key"].value_counts()
     sharing = sets["key"].map(subjects)
-    sets = sets[(sharing > 1) & (sharing <= max_subjects)]
+    sets = sets[(sharing > 1) & (sharing <= _SHARED)]
     met = sets.merge(sets, on="key").query("subject_x < subject_y")
     pairs = met[["visit_x", "visit_y"]].drop_duplicates().to_numpy()
     volume = np.bincount(day_V - day_V.min()).astype(np.float64)
@@ -110,7 +110,7 @@ def near_identical_visits(
     pairs = pairs[quiet_V[pairs].all(axis=1) & (split_V[pairs[:, 0]] != split_V[pairs[:, 1]])]
     apart = np.abs(day_V[pairs[:, 0]] - day_V[pairs[:, 1]])
     same, others = int((apart == 0).sum()), int(np.isin(apart, _WEEKS).sum())
-    if not same or bdtrc(same - 1, same + others, _same_day(volume)) >= alpha:
+    if not same or bdtrc(same - 1, same + others, _same_day(volume)) >= _CHANCE:
         return None
     mask = np.isin(np.arange(len(day_V)), pairs[apart == 0])
     return of_rows("near_identical_visits", mask, split_V)
@@ -156,14 +156,11 @@ def single_feature(
     blocks: Mapping[str, tuple[Any, Sequence[str]]],
     dense: Mapping[str, Array],
     labels: Mask,
-    *,
-    limit: float = 0.95,
-    min_rows: int = 10,
 ) -> Finding | None:
-    """Columns that alone tell the labels with an AUROC above ``limit``, either way round.
+    """Columns that alone tell the labels with an AUROC above ``_LIMIT``, either way round.
 
     ``blocks``: sparse (N, K) values >= 0 and their K names, by what they measure; ``dense``: (N,),
-    NaN where unknown. A column needs ``min_rows`` rows that have it, and as many of each class.
+    NaN where unknown. A column needs ``_FEW`` rows that have it, and as many of each class.
     """
     measured = [(f" ({kind})", *block, labels) for kind, block in blocks.items()]
     for name, values in dense.items():
@@ -172,11 +169,11 @@ def single_feature(
         measured.append(("", ranks, [name], labels[known]))
     found: dict[str, tuple[float, str]] = {}
     for kind, matrix, names, outcome in measured:
-        if min(outcome.sum(), (~outcome).sum()) < min_rows:
+        if min(outcome.sum(), (~outcome).sum()) < _FEW:
             continue
         areas = aurocs(matrix, outcome)
         strength = np.maximum(areas, 1 - areas)
-        for k in np.flatnonzero((strength > limit) & (matrix.getnnz(axis=0) >= min_rows)).tolist():
+        for k in np.flatnonzero((strength > _LIMIT) & (matrix.getnnz(axis=0) >= _FEW)).tolist():
             text = f"{names[k]}{kind}: AUROC {areas[k]:.3f}"
             found[names[k]] = max(found.get(names[k], (0.0, "")), (float(strength[k]), text))
     details = [text for _, text in sorted(found.values(), reverse=True)]
@@ -184,12 +181,7 @@ def single_feature(
 
 
 def prevalence_differs(
-    labels: Mask,
-    subject: NDArray[Any],
-    split: NDArray[Any],
-    *,
-    alpha: float = 0.001,
-    min_count: int = 10,
+    labels: Mask, subject: NDArray[Any], split: NDArray[Any], *, alpha: float = _CHANCE
 ) -> Finding | None:
     """Chi-square test that splits are drawn from one population; subjects are drawn, not rows.
 
@@ -211,6 +203,6 @@ def prevalence_differs(
     details = [
         f"{name}: {100 * of_split['y'].mean():.1f}%"
         for name, of_split in rows.groupby("split")
-        if min_count <= of_split["y"].sum() <= len(of_split) - min_count
+        if _FEW <= of_split["y"].sum() <= len(of_split) - _FEW
     ]
     return finding("prevalence_differs", len(rows), details=[*details, f"p = {p:.1g}"])
