@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 LINES: tuple[Any, ...] = ("-", (0, (7, 2)), "-.", (0, (1, 1.3)), (0, (7, 2, 1, 2, 1, 2)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
+ORACLE_STYLE: dict[str, Any] = {"color": "black", "linestyle": "--", "linewidth": 1.2}
 FONT: Any = {"font.size": 10, "font.family": "DejaVu Sans", "svg.hashsalt": "medbert"}
 _SHOWN = ContextVar("shown", default=False)
 POINTS = 400  # a curve of more points than this is thinned; the eye sees no difference
@@ -40,14 +41,13 @@ def roc(
     axes: Axes | None = None,
 ) -> Axes:
     """Sensitivity against 1 - specificity; the oracle dashed in black."""
+    from sklearn.metrics import roc_curve
+
     axes = axes or new_axes()
     axes.plot([0, 1], [0, 1], color="0.75", linewidth=0.8)
-    for index, (name, probabilities) in enumerate(models.items()):
-        false, true, _ = _curve(labels, probabilities)
-        axes.plot(*_thin(false, true), label=plain(name), **_style(index))
-    if oracle is not None:
-        false, true, _ = _curve(labels, oracle)
-        axes.plot(*_thin(false, true), label=ORACLE_NAME, **_oracle_style())
+    for probabilities, look in _looks(models, oracle):
+        false, true, _ = roc_curve(*check(labels, probabilities), drop_intermediate=False)
+        axes.plot(*_thin(false, true), **look)
     axes.set(xlabel="1 − specificity", ylabel="Sensitivity", xlim=(0, 1), ylim=(0, 1.005))
     axes.set_aspect("equal")
     axes.legend(loc="lower right", frameon=False, fontsize=8.5)
@@ -62,16 +62,14 @@ def precision_recall(
     axes: Axes | None = None,
 ) -> Axes:
     """Precision against sensitivity; a grey line at the prevalence, where chance lies."""
+    from sklearn.metrics import precision_recall_curve
+
     axes = axes or new_axes()
     prevalence = float(np.mean(np.asarray(labels, dtype=np.float64)))
     axes.axhline(prevalence, color="0.75", linewidth=0.8)
-    for index, (name, probabilities) in enumerate(models.items()):
-        _, true, precision = _curve(labels, probabilities)
-        axes.plot(*_thin(true[1:], precision[1:]), label=plain(name), **_style(index))
-    if oracle is not None:
-        _, true, precision = _curve(labels, oracle)
-        curve = _thin(true[1:], precision[1:])
-        axes.plot(*curve, label=ORACLE_NAME, **_oracle_style())
+    for probabilities, look in _looks(models, oracle):
+        precision, true, _ = precision_recall_curve(*check(labels, probabilities))
+        axes.plot(*_thin(true[-2::-1], precision[-2::-1]), **look)  # from the highest threshold
     axes.set(xlabel="Sensitivity (recall)", ylabel="Precision", xlim=(0, 1), ylim=(0, 1.005))
     axes.set_aspect("equal")
     axes.legend(loc="upper right", frameon=False, fontsize=8.5)
@@ -94,20 +92,13 @@ def calibration(
     bins = int(np.clip(np.size(np.asarray(labels)) // max(2 * min_count, 1), 1, 10))
     top = 0.0
     for index, (name, probabilities) in enumerate(models.items()):
-        curve = [
-            point
-            for point in calibration_curve(labels, probabilities, bins=bins)
-            if point.n >= min_count
-        ]
-        x = np.array([point.predicted for point in curve])
-        y = np.array([point.observed for point in curve])
+        curve = calibration_curve(labels, probabilities, bins=bins)
+        shown = np.array([point for point in curve if point.n >= min_count]).reshape(-1, 5)
+        _, x, y, low, high = shown.T
         # rounding can put the observed share a hair outside its own interval
-        below = np.maximum(0, y - [point.low for point in curve])
-        above = np.maximum(0, [point.high for point in curve] - y)
-        style = {**_style(index), "linewidth": 1.2, "marker": MARKERS[index % len(MARKERS)]}
-        axes.errorbar(
-            x, y, yerr=[below, above], label=plain(name), markersize=4.5, elinewidth=0.7, **style
-        )
+        below, above = np.maximum(0, y - low), np.maximum(0, high - y)
+        look = {**marked(index, 1.2), "markersize": 4.5, "elinewidth": 0.7}
+        axes.errorbar(x, y, [below, above], label=plain(name), **look)
         top = max([top, *x, *(y + above)])
     top = min(1.0, 1.04 * top)
     axes.plot([0, top], [0, top], color="0.75", linewidth=0.8, zorder=0)
@@ -131,92 +122,52 @@ def risk_distribution(
     axes = axes or new_axes()
     labels_N, probabilities_N = check(labels, probabilities)
     edges = np.linspace(0, float(probabilities_N.max()) or 1.0, 31)
-    styles: tuple[dict[str, Any], ...] = (
-        {"label": "without the outcome", "color": "0.6"},
-        {
-            "label": "with the outcome",
-            "facecolor": "none",
-            "edgecolor": COLOURS[1],
-            "hatch": "////",
-        },
-    )
-    for label, style in enumerate(styles):
+    hatched: Any = {"facecolor": "none", "edgecolor": COLOURS[1], "hatch": "////"}
+    groups = ("without the outcome", {"color": "0.6"}), ("with the outcome", hatched)
+    for label, (name, look) in enumerate(groups):
         counts = np.histogram(probabilities_N[labels_N == label], bins=edges)[0]
         shown = np.where(counts >= min_count, 100 * counts / counts.sum(), 0)
-        axes.bar(edges[:-1], shown, width=np.diff(edges), align="edge", **style)
+        axes.bar(edges[:-1], shown, width=np.diff(edges), align="edge", label=name, **look)
     axes.set(xlabel="Predicted risk", ylabel="Share of the group (%)", xlim=(0, edges[-1]))
     axes.legend(loc="upper right", frameon=False, fontsize=8.5)
     return axes
 
 
 def forest(
-    intervals: Mapping[str, Interval],
-    *,
-    coloured: Sequence[str] | None = None,
-    axes: Axes | None = None,
+    intervals: Mapping[str, Interval], *, coloured: Sequence[str], axes: Axes | None = None
 ) -> Axes:
     """AUROC of every model with its interval, one line each, in the order given.
 
     ``coloured``: those that the other pictures show, in their order; the others are grey.
     """
     axes = axes or new_axes(height=1 + 0.42 * max(len(intervals), 3))
-    order = list(intervals if coloured is None else coloured)
     for index, (name, interval) in enumerate(intervals.items()):
         colour, marker = ("black", "*") if name == ORACLE_NAME else ("0.5", "o")
-        if name in order and name != ORACLE_NAME:
-            place = order.index(name)
+        if name in coloured and name != ORACLE_NAME:
+            place = coloured.index(name)
             colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
-        axes.plot([interval.low, interval.high], [index, index], color=colour, linewidth=1.8)
-        axes.plot(interval.value, index, marker=marker, color=colour, markersize=7)
+        whisker(axes, interval, index, color=colour, marker=marker)
     low = min(interval.low for interval in intervals.values())
     if low < 0.55:
         axes.axvline(0.5, color="0.75", linewidth=0.8)
-    axes.set_yticks(range(len(intervals)), [plain(name) for name in intervals])
+    listed(axes, [plain(name) for name in intervals])
     axes.set(xlabel="AUROC", ylim=(len(intervals) - 0.5, -0.5))
     axes.grid(axis="x", color="0.9", linewidth=0.7)
     axes.set_axisbelow(True)
-    axes.spines["left"].set_visible(False)
-    axes.tick_params(axis="y", length=0)
     return axes
 
 
-def gallery(
-    labels: ArrayLike,
-    *,
-    models: Mapping[str, ArrayLike],
-    reference: str,
-    oracle: ArrayLike | None = None,
-    min_count: int = 10,
-) -> list[tuple[str, str, str, Axes]]:
-    """The four pictures of one evaluation: name, caption, text for who cannot see it, picture."""
-    names = ", ".join(models)
-    risk = models[reference]
-    return [
-        (
-            "roc",
-            "ROC curves. Grey: chance.",
-            f"ROC curves of {names}; the areas are in the table.",
-            roc(labels, models=models, oracle=oracle),
-        ),
-        (
-            "precision_recall",
-            "Precision and recall. Grey: prevalence.",
-            f"Precision-recall curves of {names}; the areas are in the table.",
-            precision_recall(labels, models=models, oracle=oracle),
-        ),
-        (
-            "calibration",
-            "Calibration by groups of predicted risk, with 95% intervals. Grey: ideal.",
-            f"Observed against predicted risk of {names}; the slopes are in the table.",
-            calibration(labels, models=models, min_count=min_count),
-        ),
-        (
-            "risk",
-            f"Predicted risk of {reference}. Bars of fewer than {min_count} rows are left out.",
-            f"Histograms of the predicted risk of {reference}, with and without the outcome.",
-            risk_distribution(labels, probabilities=risk, min_count=min_count),
-        ),
-    ]
+def whisker(axes: Axes, found: Interval, line: int, *, color: str, marker: str = "o") -> None:
+    """A value and its interval, on a line of its own."""
+    axes.plot([found.low, found.high], [line, line], color=color, linewidth=1.8)
+    axes.plot(found.value, line, marker=marker, color=color, markersize=7)
+
+
+def listed(axes: Axes, names: Sequence[str], **text: Any) -> None:
+    """A name for each line, instead of an axis."""
+    axes.set_yticks(range(len(names)), names, **text)
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
 
 
 def svg(axes: Axes) -> bytes:
@@ -261,25 +212,24 @@ def plain(name: str) -> str:
     return name.replace("$", r"\$")  # matplotlib reads a pair of dollars as mathematics
 
 
-def _style(index: int) -> dict[str, Any]:
-    colour = COLOURS[index % len(COLOURS)]
-    return {"color": colour, "linestyle": LINES[index % len(LINES)], "linewidth": 1.7}
+def style(index: int, linewidth: float = 1.7) -> dict[str, Any]:
+    """Colour and line of the model at that place."""
+    colour, line = COLOURS[index % len(COLOURS)], LINES[index % len(LINES)]
+    return {"color": colour, "linestyle": line, "linewidth": linewidth}
 
 
-def _oracle_style() -> dict[str, Any]:
-    return {"color": "black", "linestyle": "--", "linewidth": 1.2}
+def marked(index: int, linewidth: float) -> dict[str, Any]:
+    return {**style(index, linewidth), "marker": MARKERS[index % len(MARKERS)]}
 
 
-def _curve(labels: ArrayLike, probabilities: ArrayLike) -> tuple[Array, Array, Array]:
-    """False positive rate, sensitivity and precision at every threshold, from the highest down."""
-    labels_N, probabilities_N = check(labels, probabilities)
-    order_N = np.argsort(-probabilities_N, kind="stable")
-    sorted_N = probabilities_N[order_N]
-    last_G = np.flatnonzero(np.r_[sorted_N[1:] != sorted_N[:-1], True])
-    true_G = np.cumsum(labels_N[order_N])[last_G]
-    false_G = last_G + 1 - true_G
-    false, true = np.r_[0, false_G / false_G[-1]], np.r_[0, true_G / true_G[-1]]
-    return false, true, np.r_[1, true_G / (last_G + 1)]
+def _looks(
+    models: Mapping[str, ArrayLike], oracle: ArrayLike | None
+) -> Iterator[tuple[ArrayLike, dict[str, Any]]]:
+    """What each model says, and how it is drawn; the oracle last, if there is one."""
+    for index, (name, probabilities) in enumerate(models.items()):
+        yield probabilities, {"label": plain(name), **style(index)}
+    if oracle is not None:
+        yield oracle, {"label": ORACLE_NAME, **ORACLE_STYLE}
 
 
 def _thin(x: Array, y: Array) -> Sequence[Array]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 
-from medbert.evaluate.figures import COLOURS, MARKERS, new_axes, plain
+from medbert.evaluate.figures import COLOURS, MARKERS, listed, new_axes, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,8 +25,8 @@ _ICD = re.compile(r"ICD(9|10)(?!PCS|PROC)[A-Z]*/(\w{3})")
 _LANES = (COLOURS[0], *COLOURS[2:])  # the risk has the other one
 _ROWS, _NAMED = 6, 40  # names in a lane above each other; names on a map
 # Each begins with a category, and ends where the next one of its system begins.
-_ROOM = files(__package__)
-_TABLE = [*csv.DictReader((_ROOM / "icd_chapters.csv").read_text("utf-8").splitlines())]
+_FILE = files(__package__) / "icd_chapters.csv"
+_TABLE = [*csv.DictReader(_FILE.read_text("utf-8").splitlines())]
 CHAPTERS = [row["chapter"] for row in _TABLE]
 
 
@@ -49,10 +49,8 @@ def bars(names: Sequence[str], values: np.ndarray, *, axes: Axes | None = None) 
     colours = [COLOURS[1] if value > 0 else COLOURS[0] for value in values]
     axes.barh(range(len(names)), values, color=colours, height=0.7)
     axes.axvline(0, color="0.35", linewidth=0.9)
-    axes.set_yticks(range(len(names)), [plain(_short(name, 60)) for name in names], fontsize=8.5)
+    listed(axes, [plain(_short(name, 60)) for name in names], fontsize=8.5)
     axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.spines["left"].set_visible(False)
-    axes.tick_params(axis="y", length=0)
     return axes
 
 

@@ -27,27 +27,20 @@ def draw(
         left, right = panels[0], panels[-1]
         epochs = at or range(1, len(losses) + 1)
         left.plot(epochs, losses, "o-", color=COLOURS[0], label="encoder")
-        for (name, level), colour in zip(references.items(), COLOURS[1:], strict=False):
-            left.axhline(level, color=colour, linestyle="--", linewidth=1.2, label=name)
+        for (name, level), other in zip(references.items(), COLOURS[1:], strict=False):
+            left.axhline(level, color=other, linestyle="--", linewidth=1.2, label=name)
         asked = "tokens" if at else "codes"
         left.set(xlabel="step" if at else "epoch", ylabel=f"loss on hidden {asked} (nats)")
         left.set_title("Tuning documents" if at else "Tuning subjects")
         left.locator_params(axis="x", integer=True)
         left.legend(frameon=False, fontsize=8.5)
-        if not by_frequency:
-            figure.savefig(path, dpi=120)
-            return
-
-        places = range(len(by_frequency))
-        for share, colour, label in (
-            ("top10", COLOURS[5], "in ten"),
-            ("top1", COLOURS[0], "first"),
-        ):
-            heights = [group[share] for group in by_frequency]
-            right.bar(places, heights, color=colour, label=f"right code {label}")
-        names = [f"{int(group['codes']):,}" for group in by_frequency]
-        right.set_xticks(list(places), names, rotation=45, fontsize=8)
-        right.set(xlabel="codes, the commonest first (tenths of all events)", ylabel="share found")
-        right.set(ylim=(0, 1), title="Hidden codes found")
-        right.legend(frameon=False, fontsize=8.5)
+        if by_frequency:
+            names = [f"{int(group['codes']):,}" for group in by_frequency]
+            for share, place, label in (("top10", 5, "in ten"), ("top1", 0, "first")):
+                heights, colour = [group[share] for group in by_frequency], COLOURS[place]
+                right.bar(range(len(names)), heights, color=colour, label=f"right code {label}")
+            right.set_xticks(range(len(names)), names, rotation=45, fontsize=8)
+            right.set(xlabel="codes, the commonest first (tenths of all events)", ylim=(0, 1))
+            right.set(ylabel="share found", title="Hidden codes found")
+            right.legend(frameon=False, fontsize=8.5)
         figure.savefig(path, dpi=120)

@@ -5,16 +5,17 @@ As in ``figures``: each draws on ``axes`` or on a new figure, and models keep th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from medbert.evaluate import figures
 from medbert.evaluate.benefit import TREAT_ALL, TREAT_NONE, DecisionCurve
 from medbert.evaluate.efficiency import Efficiency
-from medbert.evaluate.figures import COLOURS, LINES, MARKERS, new_axes, plain
-from medbert.evaluate.intervals import ORACLE_NAME, Interval
+from medbert.evaluate.intervals import ORACLE_NAME, Interval, Results
 from medbert.evaluate.reports.study import Sweep
 from medbert.evaluate.reports.verdict import capital
 from medbert.evaluate.subgroups import Subgroup
@@ -23,19 +24,60 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def decision_curves(curve: DecisionCurve, *, axes: Axes | None = None) -> Axes:
-    """Net benefit per 1,000 rows against the threshold, up to the last that is of use to anyone."""
-    axes = axes or new_axes(width=5.4)
-    useful = np.max([*curve.models.values(), curve.treat_all], axis=0) > 0
+def gallery(
+    results: Results, shown: Sequence[str], min_count: int = 10
+) -> list[tuple[str, str, str, Callable[..., Axes]]]:
+    """The four pictures of one evaluation: name, caption, text for who cannot see it, and how to
+    draw it (on ``axes``)."""
+    labels, reference = results.labels, results.reference
+    models = {name: results.probabilities[name] for name in shown}
+    names, risk = ", ".join(models), models[reference]
+    everyone: dict[str, Any] = {"models": models, "oracle": results.probabilities.get(ORACLE_NAME)}
+    return [
+        (
+            "roc",
+            "ROC curves. Grey: chance.",
+            f"ROC curves of {names}; the areas are in the table.",
+            partial(figures.roc, labels, **everyone),
+        ),
+        (
+            "precision_recall",
+            "Precision and recall. Grey: prevalence.",
+            f"Precision-recall curves of {names}; the areas are in the table.",
+            partial(figures.precision_recall, labels, **everyone),
+        ),
+        (
+            "calibration",
+            "Calibration by groups of predicted risk, with 95% intervals. Grey: ideal.",
+            f"Observed against predicted risk of {names}; the slopes are in the table.",
+            partial(figures.calibration, labels, models=models, min_count=min_count),
+        ),
+        (
+            "risk",
+            f"Predicted risk of {reference}. Bars of fewer than {min_count} rows are left out.",
+            f"Histograms of the predicted risk of {reference}, with and without the outcome.",
+            partial(figures.risk_distribution, labels, probabilities=risk, min_count=min_count),
+        ),
+    ]
+
+
+def decision_curves(
+    curve: DecisionCurve, *, shown: Sequence[str] | None = None, axes: Axes | None = None
+) -> Axes:
+    """Net benefit per 1,000 rows against the threshold, up to the last that is of use to anyone;
+    of the models ``shown``, else of all."""
+    axes = axes or figures.new_axes(width=5.4)
+    models = {name: curve.models[name] for name in shown or curve.models if name in curve.models}
+    useful = np.max([*models.values(), curve.treat_all], axis=0) > 0
     last = int(np.flatnonzero(useful)[-1]) if useful.any() else curve.thresholds.size - 1
-    shown = slice(0, min(last + 2, curve.thresholds.size))
-    x = 100 * curve.thresholds[shown]
+    left = slice(0, min(last + 2, curve.thresholds.size))
+    x = 100 * curve.thresholds[left]
     axes.axhline(0, color="0.35", linewidth=0.9, label=TREAT_NONE)
     grey: dict[str, Any] = {"color": "0.6", "linewidth": 1.2, "label": TREAT_ALL}
-    axes.plot(x, 1000 * curve.treat_all[shown], **grey)
-    for index, (name, values) in enumerate(curve.models.items()):
-        axes.plot(x, 1000 * values[shown], label=plain(name), linewidth=1.7, **_style(index))
-    top = 1000 * max(values[shown].max() for values in (*curve.models.values(), curve.treat_all))
+    axes.plot(x, 1000 * curve.treat_all[left], **grey)
+    for index, (name, values) in enumerate(models.items()):
+        axes.plot(x, 1000 * values[left], label=figures.plain(name), **figures.style(index))
+    top = 1000 * max(values[left].max() for values in (*models.values(), curve.treat_all))
     axes.set(xlabel="Threshold probability (%)", ylabel="Net benefit per 1,000")
     axes.set_ylim(-0.25 * max(top, 1e-3), 1.08 * max(top, 1e-3))
     axes.legend(loc="upper right", frameon=False, fontsize=8.5)
@@ -51,26 +93,24 @@ def subgroup_forest(
     """
     variables = [(name, list(group)) for name, group in groupby(cells, key=lambda c: c.variable)]
     lines = len(cells) + len(variables)
-    axes = axes or new_axes(width=6.0, height=max(2.0, 0.6 + 0.24 * lines))
+    axes = axes or figures.new_axes(width=6.0, height=max(2.0, 0.6 + 0.24 * lines))
     if whole is not None:
         axes.axvline(whole.value, color="0.6", linewidth=1.0, zorder=0)
         axes.axvspan(whole.low, whole.high, color="0.93", zorder=-1)
     names, place = [], 0
     for variable, group in variables:
-        names.append(plain(variable))
+        names.append(figures.plain(variable))
         axes.axhline(place, color="0.9", linewidth=0.7, zorder=-2)
         for cell in group:
             place += 1
             size = "few" if cell.hidden else f"{cell.positives:,} of {cell.rows:,}"
-            names.append(f"{plain(cell.category)}  ({size})")
+            names.append(f"{figures.plain(cell.category)}  ({size})")
             bounds = [cell.auroc.low, cell.auroc.high]
-            axes.plot(bounds, [place, place], color=COLOURS[0], linewidth=1.6)
-            axes.plot(cell.auroc.value, place, marker="o", color=COLOURS[0], markersize=5)
+            axes.plot(bounds, [place, place], color=figures.COLOURS[0], linewidth=1.6)
+            axes.plot(cell.auroc.value, place, marker="o", color=figures.COLOURS[0], markersize=5)
         place += 1
-    axes.set_yticks(range(lines), names, fontsize=8.5)
+    figures.listed(axes, names, fontsize=8.5)
     axes.set(xlabel="AUROC (positives of rows beside the names)", ylim=(lines - 0.4, -0.6))
-    axes.spines["left"].set_visible(False)
-    axes.tick_params(axis="y", length=0)
     return axes
 
 
@@ -81,18 +121,16 @@ def label_efficiency(
 
     ``limit``: the oracle's AUROC.
     """
-    axes = axes or new_axes(width=5.8)
+    axes = axes or figures.new_axes(width=5.8)
     if limit is not None:
         axes.axhline(limit, color="black", linestyle="--", linewidth=1.2, label=ORACLE_NAME)
     for index, (name, curve) in enumerate(found.curves.items()):
-        style, marker = _style(index), MARKERS[index % len(MARKERS)]
-        axes.fill_between(
-            curve.sizes, curve.low, curve.high, color=style["color"], alpha=0.15, lw=0
-        )
-        axes.plot(curve.sizes, curve.mean, marker=marker, markersize=5, label=plain(name), **style)
+        look = figures.marked(index, 1.5)
+        colour = look["color"]
+        axes.fill_between(curve.sizes, curve.low, curve.high, color=colour, alpha=0.15, lw=0)
+        axes.plot(curve.sizes, curve.mean, label=figures.plain(name), markersize=5, **look)
         x = np.repeat(curve.sizes, [len(draws) for draws in curve.points])
-        dots = np.concatenate([np.asarray(draws) for draws in curve.points])
-        axes.plot(x, dots, ".", color=style["color"], markersize=3, alpha=0.55)
+        axes.plot(x, np.concatenate(curve.points), ".", color=colour, markersize=3, alpha=0.55)
     sizes = np.unique(np.concatenate([curve.sizes for curve in found.curves.values()]))
     axes.set_xscale("log")
     axes.set_xticks(sizes, [f"{size:,.0f}" for size in sizes], rotation=45, fontsize=8.5)
@@ -109,32 +147,26 @@ def sweep(found: Sweep, *, shown: Sequence[str], axes: Axes | None = None) -> Ax
 
     Settings are spaced evenly.
     """
-    axes = axes or new_axes(width=5.4)
-    styles = {name: {**_style(index), "marker": MARKERS[index]} for index, name in enumerate(shown)}
-    styles[ORACLE_NAME] = {"color": "black", "linestyle": "--", "marker": "*"}
-    for name, style in styles.items():
-        at = {
-            place: model.auroc
+    axes = axes or figures.new_axes(width=5.4)
+    looks = {name: figures.marked(index, 1.6) for index, name in enumerate(shown)}
+    looks[ORACLE_NAME] = {**figures.ORACLE_STYLE, "linewidth": 1.6, "marker": "*"}
+    for name, look in looks.items():
+        at = [
+            (place, model.auroc.value, model.auroc.low, model.auroc.high)
             for place, point in enumerate(found.points)
             for model in point.results.models
             if model.name == name
-        }
-        if not at:
-            continue
-        low, high = [each.low for each in at.values()], [each.high for each in at.values()]
-        axes.fill_between([*at], low, high, color=style["color"], alpha=0.12, lw=0)
-        values = [each.value for each in at.values()]
-        axes.plot([*at], values, label=plain(name), markersize=5, linewidth=1.6, **style)
+        ]
+        if at:
+            places, values, low, high = zip(*at, strict=True)
+            axes.fill_between(places, low, high, color=look["color"], alpha=0.12, lw=0)
+            axes.plot(places, values, label=figures.plain(name), markersize=5, **look)
     names = ["whole" if p.value is None else f"{p.value:g}" for p in found.points]
     axes.set_xticks(range(len(names)), names)
     axes.set(xlabel=f"{capital(found.name)} ({found.unit})", ylabel="AUROC")
     axes.grid(axis="y", color="0.92", linewidth=0.7)
     _legend_below(axes)
     return axes
-
-
-def _style(index: int) -> dict[str, Any]:
-    return {"color": COLOURS[index % len(COLOURS)], "linestyle": LINES[index % len(LINES)]}
 
 
 def _legend_below(axes: Axes) -> None:

@@ -145,8 +145,8 @@ class Card:
 
     def _html(self, name: str, rows: Rows) -> str:
         columns = TABLES[name]
-        cells = self._cells(columns, rows)
-        return page.table([*map(_head, columns)], cells) if rows else "<p>None.</p>"
+        table = page.Table([*map(_head, columns)], self._cells(columns, rows))
+        return page.table(table) if rows else "<p>None.</p>"
 
     def _top_codes(self) -> str:
         """A table for each code system, of which the first is open."""

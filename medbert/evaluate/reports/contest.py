@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medbert.evaluate.comparisons import Comparison, holm, over_items
-from medbert.evaluate.figures import COLOURS, new_axes, plain
+from medbert.evaluate.figures import COLOURS, listed, new_axes, plain, whisker
 from medbert.evaluate.intervals import Bootstrap, Difference, Interval
 from medbert.evaluate.metrics import Array
 from medbert.evaluate.reports.page import Picture, Section, Table
@@ -88,26 +88,21 @@ def contest(
     found: list[Found] = []
     how: dict[str, Any] = {"seed": seed, "n": n, "level": level}
     for name, task in tasks.items():
-        boots = [over_items(task.counts, m[2], task.cluster_N, **how) for m in task.measures]
-        wanted = [(m, reference) for m in task.counts if m != reference] + [
-            pair for pair in pairs if {*pair} <= {*task.counts}
-        ]
-        first = boots[0]
-        of_pairs = [(a, b, first.difference(a, minus=b, metric="metric")) for a, b in wanted]
-        values = {m: task.measures[0][2](c.sum(axis=1)) for m, c in task.counts.items()}
+        boots = {m[0]: over_items(task.counts, m[2], task.cluster_N, **how) for m in task.measures}
+        first, _, of = task.measures[0]
+        wanted = [(m, reference) for m in task.counts if m != reference]
+        wanted += [pair for pair in pairs if {*pair} <= {*task.counts}]
+        gains = [(a, b, boots[first].difference(a, minus=b, metric="metric")) for a, b in wanted]
         found.append(
             Found(
                 task=name,
                 measures=tuple((m[0], m[1]) for m in task.measures),
                 items=len(task.cluster_N),
                 clusters=len(np.unique(task.cluster_N)),
-                rows={
-                    m[0]: _rows(boot, task.counts, reference)
-                    for m, boot in zip(task.measures, boots, strict=True)
-                },
-                seeds={m: tuple(map(float, v)) for m, v in values.items()},
+                rows={m: _rows(boot, task.counts, reference) for m, boot in boots.items()},
+                seeds={m: tuple(map(float, of(c.sum(axis=1)))) for m, c in task.counts.items()},
                 parts=_parts(task, reference, how, min_clusters),
-                comparisons=tuple(Comparison(a, b, d, np.nan, _METHOD) for a, b, d in of_pairs),
+                comparisons=tuple(Comparison(*gain, np.nan, _METHOD) for gain in gains),
                 beside=tuple(task.beside),
             )
         )
@@ -142,18 +137,8 @@ def _parts(
 
 def _adjusted(found: Sequence[Found]) -> list[Found]:
     p = iter(holm([one.difference.p for task in found for one in task.comparisons]))
-    return [
-        Found(
-            **{
-                **vars(task),
-                "comparisons": tuple(
-                    Comparison(c.model, c.minus, c.difference, float(next(p)), c.method)
-                    for c in task.comparisons
-                ),
-            }
-        )
-        for task in found
-    ]
+    adjusted = [[replace(c, adjusted_p=float(next(p))) for c in t.comparisons] for t in found]
+    return [replace(t, comparisons=tuple(c)) for t, c in zip(found, adjusted, strict=True)]
 
 
 def to_dict(found: Sequence[Found]) -> dict[str, Any]:
@@ -251,20 +236,17 @@ def _less(found: Difference | None) -> str:
     return "–" if found is None else _spoken(found).replace(" (", "\n(").replace("-", "−")
 
 
-def picture(task: Found, axes: Axes | None = None) -> Axes:
+def picture(task: Found) -> Axes:
     """Every model a line: mean, interval, and a dot for each seed."""
     rows = task.rows[task.measures[0][0]]
-    axes = axes or new_axes(height=1 + 0.42 * max(len(rows), 3))
+    axes = new_axes(height=1 + 0.42 * max(len(rows), 3))
     for index, (name, row) in enumerate(rows.items()):
         colour = "0.5" if name in task.beside else COLOURS[index % len(COLOURS)]
-        axes.plot([row.value.low, row.value.high], [index, index], color=colour, linewidth=1.8)
-        axes.plot(row.value.value, index, marker="o", color=colour, markersize=7)
+        whisker(axes, row.value, index, color=colour)
         dots = task.seeds[name]
         axes.plot(dots, [index + 0.22] * len(dots), ".", color=colour, markersize=3.5, alpha=0.7)
-    axes.set_yticks(range(len(rows)), [plain(name) for name in rows])
+    listed(axes, [plain(name) for name in rows])
     axes.set(xlabel=task.measures[0][0], ylim=(len(rows) - 0.5, -0.5))
     axes.grid(axis="x", color="0.9", linewidth=0.7)
     axes.set_axisbelow(True)
-    axes.spines["left"].set_visible(False)
-    axes.tick_params(axis="y", length=0)
     return axes

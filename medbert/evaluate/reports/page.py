@@ -61,10 +61,8 @@ class Section:
 def fill(template: str, **parts: str) -> str:
     """The page of a template of this package; ``parts`` are HTML."""
     here = importlib.resources.files(__package__)
-    style = here.joinpath("page.css").read_text(encoding="utf-8")
-    return Template(here.joinpath(template).read_text(encoding="utf-8")).substitute(
-        style=style, **parts
-    )
+    page, style = (here.joinpath(f).read_text(encoding="utf-8") for f in (template, "page.css"))
+    return Template(page).substitute(style=style, **parts)
 
 
 def framed(html: str, title: str) -> str:
@@ -83,20 +81,14 @@ def write(path: Path | str, text: str) -> None:
     os.replace(partial, path)
 
 
-def table(
-    head: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    *,
-    caption: str = "",
-    roles: Sequence[str] = (),
-) -> str:
-    """``roles``: a CSS class for each row."""
-    over = f"<caption>{escape(caption)}</caption>" if caption else ""
-    top = "".join(f"<th scope='col'>{escape(name)}</th>" for name in head)
+def table(of: Table) -> str:
+    """Roles are CSS classes of the rows."""
+    over = f"<caption>{escape(of.caption)}</caption>" if of.caption else ""
+    top = "".join(f"<th scope='col'>{escape(name)}</th>" for name in of.head)
     body = []
-    for index, (first, *others) in enumerate(rows):
+    for index, (first, *others) in enumerate(of.rows):
         cells = "".join(f"<td>{escape(cell)}</td>" for cell in others)
-        role = f" class='{roles[index]}'" if roles else ""
+        role = f" class='{of.roles[index]}'" if of.roles else ""
         body.append(f"<tr{role}><th scope='row'>{escape(first)}</th>{cells}</tr>")
     return (
         f"<div class='scroll'><table>{over}<thead><tr>{top}</tr></thead>"
@@ -121,9 +113,7 @@ def figure(caption: str, alt: str, axes: Axes) -> str:
 def section(part: Section) -> str:
     """Headed, in the order said, tables, pictures, points, small print."""
     said = "".join(f"<p>{escape(sentence)}</p>" for sentence in part.said)
-    tables = "".join(
-        table(each.head, each.rows, caption=each.caption, roles=each.roles) for each in part.tables
-    )
+    tables = "".join(map(table, part.tables))
     drawn = "".join(figure(each.caption, each.alt, each.axes) for each in part.pictures)
     drawn = f"<div class='pictures'>{drawn}</div>" if drawn else ""
     body = f"<div class='beside'>{tables}{drawn}</div>" if tables or drawn else ""

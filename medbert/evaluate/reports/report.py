@@ -1,13 +1,12 @@
-"""From predictions to a report: results with intervals, the verdict in words, one page.
+"""The report of a study: for the terminal, picture by picture, and as one page.
 
-``summarise`` makes the Results; their JSON and table hold exact counts and stay with the run. What
-is made to be passed on (the pages, the terminal table) hides counts under ``min_count``.
+All of it is made to be passed on, and hides counts under ``min_count``; the JSON and the table of
+``Results`` hold exact counts and stay with the run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -16,14 +15,7 @@ from typing import TYPE_CHECKING
 from medbert.evaluate import figures
 from medbert.evaluate.comparisons import Comparison
 from medbert.evaluate.figures import pictures
-from medbert.evaluate.intervals import (
-    ORACLE,
-    ORACLE_NAME,
-    REFERENCE,
-    ModelResult,
-    Results,
-    summarise,
-)
+from medbert.evaluate.intervals import ORACLE, REFERENCE, ModelResult, Results, summarise
 from medbert.evaluate.reports import page
 from medbert.evaluate.reports.markdown import write_study_markdown
 from medbert.evaluate.reports.sections import sections, shown
@@ -76,23 +68,15 @@ def rich_table(
 def plot(study: Study, picture: str, axes: Axes | None = None) -> Axes:
     """See ``Study.plot``."""
     results, names = study.results, shown(study.results)
-    models = {name: results.probabilities[name] for name in names}
-    oracle, labels = results.probabilities.get(ORACLE_NAME), results.labels
     auroc = {model.name: model.auroc for model in results.models}
-    whole = auroc[results.reference]
     drawn: dict[str, Callable[..., Axes]] = {
         "auroc": partial(figures.forest, auroc, coloured=names),
-        "roc": partial(figures.roc, labels, models=models, oracle=oracle),
-        "precision_recall": partial(figures.precision_recall, labels, models=models, oracle=oracle),
-        "calibration": partial(figures.calibration, labels, models=models),
-        "risk": partial(figures.risk_distribution, labels, probabilities=models[results.reference]),
+        **{name: draw for name, _, _, draw in pictures.gallery(results, names)},
     }
     if study.decision is not None:
-        mine = {name: line for name, line in study.decision.models.items() if name in names}
-        drawn["net_benefit"] = partial(
-            pictures.decision_curves, replace(study.decision, models=mine)
-        )
+        drawn["net_benefit"] = partial(pictures.decision_curves, study.decision, shown=names)
     if study.subgroups:
+        whole = auroc[results.reference]
         drawn["subgroups"] = partial(pictures.subgroup_forest, study.subgroups, whole=whole)
     if study.efficiency:
         drawn["label_efficiency"] = partial(pictures.label_efficiency, study.efficiency)

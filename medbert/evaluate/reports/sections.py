@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,26 +17,9 @@ from medbert.evaluate import figures
 from medbert.evaluate.efficiency import Efficiency
 from medbert.evaluate.figures import pictures
 from medbert.evaluate.intervals import ORACLE, ORACLE_NAME, REFERENCE, Interval, Results
-from medbert.evaluate.reports import checklist, particulars
+from medbert.evaluate.reports import checklist, particulars, verdict
 from medbert.evaluate.reports.page import Picture, Section, Table
 from medbert.evaluate.reports.study import Study, Sweep
-from medbert.evaluate.reports.verdict import (
-    adjusted_p,
-    cells,
-    count,
-    crossings_said,
-    gained,
-    interval,
-    is_other_head,
-    joined,
-    labels_said,
-    method,
-    setting,
-    size,
-    spoken,
-    study_verdict,
-    sweep_said,
-)
 
 
 def sections(study: Study, *, min_count: int) -> list[Section]:
@@ -49,7 +33,7 @@ def sections(study: Study, *, min_count: int) -> list[Section]:
     lines = dict.fromkeys(name for column in one.values() for name in column)
     one_rows = [[name, *(column.get(name, "–") for column in one.values())] for name in lines]
     everything = [
-        Section("Verdict", kind="verdict", said=study_verdict(study)),
+        Section("Verdict", kind="verdict", said=verdict.study_verdict(study)),
         _results(study, min_count),
         _curves(study, curves, min_count),
         *([_benefit(study)] if study.benefits else []),
@@ -94,7 +78,7 @@ def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], **mor
 def shown(results: Results) -> list[str]:
     """The models that are drawn: no other heads, and no more than there are colours."""
     names = [name for name in results.probabilities if name != ORACLE_NAME]
-    rivals = [name for name in names if not is_other_head(results, name)]
+    rivals = [name for name in names if not verdict.is_other_head(results, name)]
     drawn = rivals[: len(figures.COLOURS)]
     if results.reference not in drawn:
         drawn = [results.reference, *drawn[:-1]]
@@ -104,23 +88,23 @@ def shown(results: Results) -> list[str]:
 def _left(study: Study, among: Sequence[str]) -> str:
     """The end of a caption: who is not drawn."""
     left = [name for name in among if name not in (*shown(study.results), ORACLE_NAME)]
-    return f" Not drawn: {joined(left)}." if left else ""
+    return f" Not drawn: {verdict.joined(left)}." if left else ""
 
 
 # --- results ------------------------------------------------------------------------------------
 
 
 def _results(study: Study, min_count: int) -> Section:
-    results, adjusted = study.results, adjusted_p(study.results, study.comparisons)
-    ranks = [cells(results, model, adjusted) for model in results.models]
+    results, adjusted = study.results, verdict.adjusted_p(study.results, study.comparisons)
+    ranks = [verdict.cells(results, model, adjusted) for model in results.models]
     risks = [
         {
             "Model": model.name,
-            "Brier": interval(model.brier),
-            "Slope\n(ideal 1)": interval(model.calibration_slope, digits=2),
-            "Intercept\n(ideal 0)": interval(model.calibration_intercept, digits=2),
-            "Observed /\nexpected": interval(model.observed_expected, digits=2),
-            "ICI\n(ideal 0)": interval(model.ici),
+            "Brier": verdict.interval(model.brier),
+            "Slope\n(ideal 1)": verdict.interval(model.calibration_slope, digits=2),
+            "Intercept\n(ideal 0)": verdict.interval(model.calibration_intercept, digits=2),
+            "Observed /\nexpected": verdict.interval(model.observed_expected, digits=2),
+            "ICI\n(ideal 0)": verdict.interval(model.ici),
         }
         for model in results.models
     ]
@@ -129,30 +113,23 @@ def _results(study: Study, min_count: int) -> Section:
         Table([*lines[0]], [[*line.values()] for line in lines], caption, roles)
         for lines, caption in ((ranks, "Telling apart"), (risks, "Calibration"))
     ]
-    said, small = [size(results, min_count) + "."], [method(results, len(adjusted))]
+    said, small = [verdict.size(results, min_count) + "."], [verdict.method(results, len(adjusted))]
     return Section("Results", said=said, tables=tables, small=small)
 
 
 def _curves(study: Study, curves: bool, min_count: int) -> Section:
     results = study.results
     auroc = {model.name: model.auroc for model in results.models}
-    told = "; ".join(f"{name} {spoken(auroc[name])}" for name in auroc)
+    told = "; ".join(f"{name} {verdict.spoken(auroc[name])}" for name in auroc)
     axes = figures.forest(auroc, coloured=shown(results))
     grey = " Grey: in no other picture." if _left(study, [*results.probabilities]) else ""
     drawn = [Picture("auroc", f"AUROC with intervals.{grey}", f"AUROC: {told}.", axes)]
     if not curves:
         omitted = f"Curves are left out: one class has fewer than {min_count} rows."
         return Section("Pictures of the results", pictures=drawn, small=[omitted])
-    models = {name: results.probabilities[name] for name in shown(results)}
     drawn += [
-        Picture(name, caption, alt, axes)
-        for name, caption, alt, axes in figures.gallery(
-            results.labels,
-            models=models,
-            reference=results.reference,
-            oracle=results.probabilities.get(ORACLE_NAME),
-            min_count=min_count,
-        )
+        Picture(name, caption, alt, draw())
+        for name, caption, alt, draw in pictures.gallery(results, shown(results), min_count)
     ]
     return Section("Pictures of the results", pictures=drawn)
 
@@ -161,11 +138,11 @@ def _benefit(study: Study) -> Section:
     drawn = []
     if study.decision is not None:
         wanted = [name for name in shown(study.results) if name in study.decision.models]
-        curve = replace(study.decision, models={n: study.decision.models[n] for n in wanted})
         caption = "Net benefit of acting on a predicted risk at or above the threshold."
         caption += _left(study, [*study.decision.models])
         alt = f"Decision curves of {', '.join(wanted)}, treat all and treat none."
-        drawn.append(Picture("net_benefit", caption, alt, pictures.decision_curves(curve)))
+        axes = pictures.decision_curves(study.decision, shown=wanted)
+        drawn.append(Picture("net_benefit", caption, alt, axes))
     found = {(each.model, each.threshold): each for each in study.benefits}
     thresholds, reference = sorted({threshold for _, threshold in found}), study.results.reference
     mine = [found[reference, threshold] for threshold in thresholds]
@@ -177,7 +154,8 @@ def _benefit(study: Study) -> Section:
     rows[f"{reference}\nminus treat all"] = [each.over_all for each in mine]
     if len(rival) == 1 and reference not in rival:
         rows[f"{reference}\nminus {rival.pop()}"] = [each.over_reference for each in mine]
-    said = [[name, *(interval(i, digits=1, scale=1000) for i in row)] for name, row in rows.items()]
+    per_1000 = partial(verdict.interval, digits=1, scale=1000)
+    said = [[name, *map(per_1000, row)] for name, row in rows.items()]
     head = ["At a threshold of", *(f"{threshold:.1%}" for threshold in thresholds)]
     small = "Per 1,000 rows: true positives, less false ones at the odds of the threshold."
     return _table("Net benefit", head, said, pictures=drawn, small=[f"{small} Treat none: 0."])
@@ -190,7 +168,7 @@ def _subgroups(study: Study) -> Section:
             f"{cell.variable}: {cell.category}",
             *("few" if n is None else f"{n:,}" for n in (cell.rows, cell.subjects, cell.positives)),
             *(
-                "" if cell.hidden else interval(found, digits=d)
+                "" if cell.hidden else verdict.interval(found, digits=d)
                 for found, d in ((cell.auroc, 3), (cell.observed_expected, 2))
             ),
         ]
@@ -223,13 +201,13 @@ def _labels(study: Study, found: Efficiency) -> Section:
             else None
             for size in sizes
         ]
-        rows.append([name, *map(interval, means)])
+        rows.append([name, *map(verdict.interval, means)])
     named = [f"{size:,}" for size in sizes]
     ahead = [
         [
             f"minus {lead.over}",
-            *(gained(lead.by_size.get(size)) for size in sizes),
-            gained(lead.whole),
+            *(verdict.gained(lead.by_size.get(size)) for size in sizes),
+            verdict.gained(lead.whole),
         ]
         for lead in study.leads
     ]
@@ -243,7 +221,7 @@ def _labels(study: Study, found: Efficiency) -> Section:
     draws = max(len(each) for curve in found.curves.values() for each in curve.points)
     return Section(
         "Label efficiency",
-        said=[*labels_said(study.multiples), *crossings_said(study.crossings)],
+        said=[*verdict.labels_said(study.multiples), *verdict.crossings_said(study.crossings)],
         tables=[
             Table(["Model", *named], rows),
             Table([study.results.reference, *named, "All sizes"], ahead, "AUROC points, paired"),
@@ -263,12 +241,11 @@ def _sweep(study: Study, sweep: Sweep, min_count: int) -> Section:
     )
     alt = f"AUROC of {', '.join(drawn)} by {sweep.name}; the numbers are in the table."
     name, axes = sweep.name.replace(" ", "_"), pictures.sweep(sweep, shown=drawn)
+    settings = {verdict.setting(sweep, point.value): point.results for point in sweep.points}
     return Section(
         f"Sweep: {sweep.name}",
-        said=sweep_said(sweep),
-        tables=[
-            _beside({setting(sweep, p.value): p.results for p in sweep.points}, "auroc", min_count)
-        ],
+        said=verdict.sweep_said(sweep),
+        tables=[_beside(settings, "auroc", min_count)],
         pictures=[Picture(name, caption, alt, axes)],
         small=["AUROC. For each setting, every model was trained anew on the rows that it leaves."],
     )
@@ -293,17 +270,14 @@ def _beside(
     apart = np.abs(numbers[:, None] - numbers[None])
     few = bool((((apart > 0) & (apart < min_count)) | (numbers < min_count)[:, None]).any())
     rows = [
-        [what, *(count(int(n), min_count, rounded=few) for n in numbers[:, place])]
+        [what, *(verdict.count(int(n), min_count, rounded=few) for n in numbers[:, place])]
         for place, what in enumerate(("Rows", "Positive rows"))
     ]
     compared = [*places.values()][1:] or places.values()  # the first may have more models
     names = dict.fromkeys(model.name for r in compared for model in r.models)
-    digits = 3 if metric == "auroc" else 2
-    by_place = [{model.name: model for model in r.models} for r in places.values()]
-    rows += [
-        [name, *(interval(getattr(of.get(name), metric, None), digits=digits) for of in by_place)]
-        for name in names
-    ]
+    written = partial(verdict.interval, digits=3 if metric == "auroc" else 2)
+    by_place = [{model.name: getattr(model, metric) for model in r.models} for r in places.values()]
+    rows += [[name, *(written(of.get(name)) for of in by_place)] for name in names]
     return Table(["", *places], rows, caption)
 
 
@@ -314,8 +288,8 @@ def _seeds(study: Study) -> Section:
             str(len(spread.values)),
             f"{spread.sd:.4f}",
             f"{spread.low:.3f} to {spread.high:.3f}".replace("-", "−"),
-            interval(spread.sampling),
-            interval(spread.total),
+            verdict.interval(spread.sampling),
+            verdict.interval(spread.total),
         ]
         for name, spread in study.seeds.items()
     ]

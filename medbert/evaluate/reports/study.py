@@ -119,32 +119,18 @@ def analyse(
     """
     labels, models = results.labels, dict(results.probabilities)
     models.pop(ORACLE_NAME, None)
-    level, reference = results.level, results.reference
-    thresholds = [times * results.prevalence for times in (0.5, 1, 2)]
-    again: dict[str, Any] = {"seed": seed, "n": n, "level": level}
+    rows, reference = (labels, models, subject_ids), results.reference
+    pairs = [(reference, name) for name in models if name != reference]
+    prevalence = results.prevalence
+    thresholds = [times * prevalence for times in (0.5, 1, 2) if times * prevalence < 1]
+    again: dict[str, Any] = {"seed": seed, "n": n, "level": results.level}
+    own = labels, models[reference], groups, subject_ids
     return Study(
         results,
-        comparisons=compare(
-            labels,
-            models,
-            subject_ids,
-            pairs=[(reference, name) for name in models if name != reference],
-            **again,
-        )
-        if len(models) > 1
-        else (),
+        comparisons=compare(*rows, pairs=pairs, **again) if pairs else (),
         decision=decision_curve(labels, models),
-        benefits=benefits(
-            labels,
-            models,
-            subject_ids,
-            thresholds=[threshold for threshold in thresholds if threshold < 1],
-            reference=over,
-            **again,
-        ),
-        subgroups=subgroups(
-            labels, models[reference], groups, subject_ids, min_count=min_count, **again
-        ),
+        benefits=benefits(*rows, thresholds=thresholds, reference=over, **again),
+        subgroups=subgroups(*own, min_count=min_count, **again),
     )
 
 

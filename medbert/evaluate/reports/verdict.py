@@ -39,8 +39,7 @@ def verdict(results: Results, comparisons: Sequence[Comparison] = ()) -> list[st
     """
     reference, ci = results.reference, f"{100 * results.level:.0f}% CI"
     adjusted = adjusted_p(results, comparisons)
-    by_outcome: dict[str, list[str]] = {"better than": [], "worse than": [], TIE: []}
-    names: dict[str, list[str]] = {key: [] for key in by_outcome}
+    found: dict[str, dict[str, str]] = {"better than": {}, "worse than": {}, TIE: {}}
     sentences, unsure = [], []
     for model in results.models:
         gain = model.gain
@@ -56,19 +55,18 @@ def verdict(results: Results, comparisons: Sequence[Comparison] = ()) -> list[st
                 f"the same encoder untrained: {PRETRAINING[outcome]}."
             )
             continue
-        by_outcome[outcome].append(f"{model.name} ({points(gain.value)} points, {ci} {bounds})")
-        names[outcome].append(model.name)
-    compared = [f"{key} {joined(parts)}" for key, parts in by_outcome.items() if parts]
+        found[outcome][model.name] = f"{model.name} ({points(gain.value)} points, {ci} {bounds})"
+    compared = [f"{key} {joined([*said.values()])}" for key, said in found.items() if said]
     if not compared:
         return [*sentences, ALONE]
     holm = f"After adjustment for {len(adjusted)} comparisons (Holm), the difference from "
     last = [f"{holm}{joined(unsure)} is no longer sure."] if unsure else []
     sentences.append(f"{reference} is {'; '.join(compared)}.")
-    if names["worse than"]:
-        sentences.append(f"On these data, prefer {joined(names['worse than'])}.")
-    elif names[TIE]:
+    if better := [*found["worse than"]]:
+        sentences.append(f"On these data, prefer {joined(better)}.")
+    elif alike := [*found[TIE]]:
         sentences.append(
-            f"These data give no reason to prefer {reference} to {joined(names[TIE])}; that is not "
+            f"These data give no reason to prefer {reference} to {joined(alike)}; that is not "
             "proof that they are equal: the interval says how far apart they may be."
         )
     return [*sentences, *last]
