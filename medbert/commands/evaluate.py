@@ -22,7 +22,8 @@ from medbert.commands.study.table_one import table_one
 from medbert.data.counts import Counts, count_codes
 from medbert.data.store import Store
 from medbert.evaluate.baselines import LightGBMBaseline, LogisticBaseline
-from medbert.evaluate.reports import report
+from medbert.evaluate.intervals import summarise
+from medbert.evaluate.reports.report import rich_table
 from medbert.evaluate.reports.study import Study, analyse
 from medbert.model import checkpoint
 from medbert.schema import (
@@ -77,7 +78,7 @@ def evaluate(
             log.info("tuning %s", name)
             models[name], searches[name] = _tuned(each, splits, counts, seed=seed)
         held_out = splits[HELD_OUT]
-        results = report.summarise(
+        results = summarise(
             held_out.labels,
             models,
             records.subject_ids[held_out.rows],
@@ -101,7 +102,7 @@ def evaluate(
         study = dataclasses.replace(study, table_one=columns)
         study = write_report(study, folder / "report.html", run=Path(run), min_count=min_count)
         write_json(folder / "metrics.json", {**study.to_dict(), "searches": searches})
-    show(report.rich_table(results, study.comparisons, min_count=min_count))
+    show(rich_table(results, study.comparisons, min_count=min_count))
     log.info("made %s; open %s", out, Path(out) / "report.html")
     return study
 

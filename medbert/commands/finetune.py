@@ -21,7 +21,7 @@ from medbert.commands.study.judging import labelled, write_predictions
 from medbert.commands.study.reporting import PRETRAINED, UNTRAINED, write_report
 from medbert.data.store import Store
 from medbert.data.tasks.cohorts import Cohort
-from medbert.evaluate.reports import report
+from medbert.evaluate.intervals import summarise
 from medbert.evaluate.reports.study import Study
 from medbert.model import checkpoint
 from medbert.schema import HELD_OUT, LABELS
@@ -81,7 +81,7 @@ def finetune(
         write_predictions(folder / "predictions.parquet", records, splits[HELD_OUT], held_out)
         about = {"flow": [tuple(step) for step in cohort.flow], "task": cohort.task}
         write_json(folder / "cohort.json", about)
-        results = report.summarise(
+        results = summarise(
             splits[HELD_OUT].labels,
             {UNTRAINED if encoder_dir is None else PRETRAINED: held_out},
             records.subject_ids[splits[HELD_OUT].rows],

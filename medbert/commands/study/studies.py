@@ -19,9 +19,8 @@ from medbert.commands.study.trials import EXTERNAL, LEAST_TUNING, Asked
 from medbert.evaluate.baselines import LogisticBaseline
 from medbert.evaluate.comparisons import SeedSpread, over_seeds
 from medbert.evaluate.efficiency import efficiency, score
-from medbert.evaluate.intervals import Results
+from medbert.evaluate.intervals import Results, summarise
 from medbert.evaluate.leaks.findings import Finding
-from medbert.evaluate.reports import report
 from medbert.evaluate.reports.study import Point, Study, Sweep, analyse
 from medbert.schema import HELD_OUT, TRAIN, TUNING
 
@@ -149,7 +148,7 @@ class Judge:
         models, task = self._models(answers, where, every=every), self.task
         if gap is not None:
             task = {**task, "outcome": {**task["outcome"], "gap_days": gap}}
-        return report.summarise(
+        return summarise(
             frame.rows.labels[places],
             models,
             frame.subject_ids[places],

@@ -15,23 +15,12 @@ from typing import TYPE_CHECKING
 from medbert.evaluate import figures
 from medbert.evaluate.comparisons import Comparison
 from medbert.evaluate.figures import pictures
-from medbert.evaluate.intervals import ORACLE, REFERENCE, ModelResult, Results, summarise
+from medbert.evaluate.intervals import ORACLE, REFERENCE, Results
 from medbert.evaluate.reports import page
-from medbert.evaluate.reports.markdown import write_study_markdown
 from medbert.evaluate.reports.sections import sections, shown
 from medbert.evaluate.reports.study import Study
-from medbert.evaluate.reports.verdict import adjusted_p, cells, interval, method, size, verdict
+from medbert.evaluate.reports.verdict import adjusted_p, cells, interval, method, size
 from medbert.schema import InputError
-
-__all__ = [
-    "ModelResult",
-    "Results",
-    "rich_table",
-    "summarise",
-    "verdict",
-    "write_study_html",
-    "write_study_markdown",
-]
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,14 +13,10 @@ import pytest
 from scipy.special import expit
 
 from medbert.evaluate import figures
-from medbert.evaluate.reports.report import (
-    Results,
-    rich_table,
-    summarise,
-    verdict,
-    write_study_html,
-)
+from medbert.evaluate.intervals import Results, summarise
+from medbert.evaluate.reports.report import rich_table, write_study_html
 from medbert.evaluate.reports.study import Study
+from medbert.evaluate.reports.verdict import verdict
 
 REFERENCE, UNTRAINED, OTHER = (
     "Med-BERT, pretrained",

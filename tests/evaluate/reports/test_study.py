@@ -16,15 +16,11 @@ from scipy.special import expit
 
 from medbert.evaluate.comparisons import Comparison, over_seeds
 from medbert.evaluate.efficiency import COLUMNS, Crossing, LabelMultiple, Labels, efficiency
-from medbert.evaluate.intervals import Difference, Interval, Results
+from medbert.evaluate.intervals import Difference, Interval, Results, summarise
 from medbert.evaluate.leaks.findings import CHECKS, finding
 from medbert.evaluate.reports import checklist, particulars, sections
-from medbert.evaluate.reports.report import (
-    rich_table,
-    summarise,
-    write_study_html,
-    write_study_markdown,
-)
+from medbert.evaluate.reports.markdown import write_study_markdown
+from medbert.evaluate.reports.report import rich_table, write_study_html
 from medbert.evaluate.reports.study import Point, Study, Sweep, analyse
 from medbert.evaluate.reports.verdict import (
     crossings_said,
