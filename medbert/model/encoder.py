@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medbert.model.layers.attention import Packing, SelfAttention, pack
+from medbert.model.layers.attention import Packing, SelfAttention, packed
 from medbert.model.layers.dropout import Dropout
 from medbert.schema import DAYS_PER_YEAR, Batch
 
@@ -64,8 +64,7 @@ class BertEncoder(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """(T, D), in the order of the batch. Raises ValueError if a subject is too long."""
-        dropping = self.training and self.config["attention_dropout"] > 0
-        packing = pack(batch.offsets_B1, kind=self.config["attention"], dropout=dropping)
+        packing = packed(self, batch, training=self.training)
         check_length(packing.longest, self.positions.num_embeddings, "with more positions")
         hidden_TD = self.embed(batch)
         if not packing.n_places:

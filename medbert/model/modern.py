@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from medbert.model.encoder import INITIAL_DEVIATION, arguments, check_length
 from medbert.model.hazards import Hazards
-from medbert.model.layers.attention import Packing, SelfAttention, pack
+from medbert.model.layers.attention import Packing, SelfAttention, packed
 from medbert.model.layers.dropout import Dropout
 from medbert.schema import DAYS_PER_YEAR, MALE, UNKNOWN_SEX, Batch
 
@@ -110,13 +110,7 @@ class ModernEncoder(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """(T, D), in the order of the batch. Raises ValueError if ``positions`` are too few."""
-        dropping = self.training and self.config["attention_dropout"] > 0
-        packing = pack(
-            batch.offsets_B1,
-            kind=self.config["attention"],
-            dropout=dropping,
-            causal=self.config["causal"],
-        )
+        packing = packed(self, batch, training=self.training)
         if self.positions is not None:
             positions, cure = self.positions.num_embeddings, "with encoder.positions=null"
             check_length(packing.longest, positions, cure)

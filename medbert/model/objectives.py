@@ -116,13 +116,10 @@ class MaskedCode(nn.Module):
         )
         self.static = static
         self.register_buffer("counts", counts_C)
-        if sampled is not None and not 0 < sampled < vocabulary_size - SPECIALS:
-            sampled = None  # a small vocabulary needs no sample
-        self.register_buffer(
-            "share_C",
-            None if sampled is None else sample_shares(counts_C, sampled),
-            persistent=False,
-        )
+        share_C = None  # a small vocabulary needs no sample
+        if sampled is not None and 0 < sampled < vocabulary_size - SPECIALS:
+            share_C = sample_shares(counts_C, sampled)
+        self.register_buffer("share_C", share_C, persistent=False)
         self.dense = nn.Linear(hidden, hidden)
         self.norm = nn.LayerNorm(hidden, eps=NORM_EPSILON)
         self.bias = nn.Parameter(torch.zeros(vocabulary_size))

@@ -41,10 +41,8 @@ class EpochLine(pl.Callback):
         unit: str = "subjects",
     ) -> None:
         self.visit_pairs, self.places, self.unit = visit_pairs, places, unit
-        self._begun = self._said = time.perf_counter()
-        self._tokens = self._subjects = self._first_step = 0
+        self._tokens = self._subjects = self._padded = self._real = self._first_step = 0
         self._seconds = self._epoch_begun = 0.0
-        self._padded, self._real = 0, 0
         self._stays: StayScores | None = None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

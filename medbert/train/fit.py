@@ -81,7 +81,7 @@ def fit(
             callbacks.append(saving)
         machine = trainer(
             callbacks=callbacks,
-            logger=[CSVLogger(folder / "logs", name=""), _tensorboard(folder), *_own(trainer)],
+            logger=_loggers(folder, trainer),
             enable_progress_bar=progress,
             enable_checkpointing=resumable,
             enable_model_summary=False,
@@ -102,6 +102,13 @@ def fit(
     return {"best_epoch": best.epoch + 1, "steps": steps, **measured}
 
 
+def _loggers(folder: Path, trainer: Callable[..., pl.Trainer]) -> list[Logger]:
+    """CSV, TensorBoard, and the one that a partly made trainer was given."""
+    board = TensorBoardLogger(folder / "logs", name="", version="", default_hp_metric=False)
+    given = getattr(trainer, "keywords", {}).get("logger")
+    return [CSVLogger(folder / "logs", name=""), board, *filter(None, [given])]
+
+
 def _keep_memory() -> None:
     """Tells the C library (glibc) to keep freed memory for the next step, for the whole process.
 
@@ -113,13 +120,3 @@ def _keep_memory() -> None:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         for name, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 2**26)):
             mallopt(name, value)
-
-
-def _own(trainer: Callable[..., pl.Trainer]) -> list[Logger]:
-    """The logger that a partly made trainer was given."""
-    given = getattr(trainer, "keywords", {}).get("logger")
-    return [given] if given else []
-
-
-def _tensorboard(folder: Path) -> TensorBoardLogger:
-    return TensorBoardLogger(folder / "logs", name="", version="", default_hp_metric=False)

@@ -116,16 +116,11 @@ def by_frequency(
             found = (nats_M, unigram_C[code_M], rank_M < 1, rank_M < 10, rank_M >= 0)
             sums.index_add_(1, group_C[code_M], torch.stack([f.double() for f in found]))
     codes = torch.bincount(group_C[_SPECIALS:], minlength=GROUPS).tolist()
+    names = ("masked_code", "unigram", "top1", "top10")
     return [
-        {
-            "codes": n,
-            "hidden": int(hidden),
-            "masked_code": nats / hidden,
-            "unigram": unigram / hidden,
-            "top1": top1 / hidden,
-            "top10": top10 / hidden,
-        }
-        for n, (nats, unigram, top1, top10, hidden) in zip(codes, sums.T.tolist(), strict=True)
+        {"codes": n, "hidden": int(hidden)}
+        | {name: total / hidden for name, total in zip(names, totals, strict=True)}
+        for n, (*totals, hidden) in zip(codes, sums.T.tolist(), strict=True)
         if hidden
     ]
 

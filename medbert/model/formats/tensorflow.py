@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from struct import error as struct_error
 from struct import unpack_from
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -20,13 +20,6 @@ from medbert.schema import InputError
 
 _MAGIC = 0xDB4775248B80FB57
 _FOOTER, _FLOAT, _LITTLE = 48, 1, 0
-
-
-class _Entry(NamedTuple):
-    shape: tuple[int, ...]
-    shard: int
-    offset: int
-    size: int
 
 
 def read_tensors(index: str | Path, wanted: Callable[[str], bool]) -> dict[str, np.ndarray]:
@@ -38,9 +31,7 @@ def read_tensors(index: str | Path, wanted: Callable[[str], bool]) -> dict[str, 
     cure = "name the .index file of a TensorFlow checkpoint, beside its .data-... files"
     try:
         shards, entries = _entries(path.read_bytes())
-        chosen = {name: _entry(record) for name, record in entries.items() if wanted(name)}
-        where = f"{path.stem}.data-{{:05d}}-of-{shards:05d}"
-        return {n: _tensor(path.with_name(where.format(e.shard)), e) for n, e in chosen.items()}
+        return {n: _tensor(path, shards, record) for n, record in entries.items() if wanted(n)}
     except OSError as error:
         raise InputError(f"{error.filename or path}: {error.strerror}; {cure}") from error
     except (ArithmeticError, LookupError, TypeError, ValueError, struct_error) as error:
@@ -81,8 +72,8 @@ def _block(data: bytes, at: int, handle: bytes | None = None) -> Iterator[tuple[
         at += own + length
 
 
-def _entry(record: bytes) -> _Entry:
-    """Of a BundleEntryProto."""
+def _tensor(index: Path, shards: int, record: bytes) -> np.ndarray:
+    """What lies where a BundleEntryProto says."""
     fields = dict(_fields(record))
     if fields[1] != _FLOAT or 7 in fields:
         raise ValueError("a tensor is no float32, or in slices")
@@ -91,15 +82,12 @@ def _entry(record: bytes) -> _Entry:
     shard, offset, size = (int(fields.get(number, 0)) for number in (3, 4, 5))
     if size != 4 * np.prod(shape, dtype=np.int64):
         raise ValueError("a size that is not that of its shape")
-    return _Entry(shape, shard, offset, size)
-
-
-def _tensor(file: Path, entry: _Entry) -> np.ndarray:
-    if file.stat().st_size < entry.offset + entry.size:
+    file = index.with_name(f"{index.stem}.data-{shard:05d}-of-{shards:05d}")
+    if file.stat().st_size < offset + size:
         raise ValueError(f"{file.name} is truncated")
     with file.open("rb") as stream:
-        stream.seek(entry.offset)
-        return np.frombuffer(stream.read(entry.size), "<f4").reshape(entry.shape)
+        stream.seek(offset)
+        return np.frombuffer(stream.read(size), "<f4").reshape(shape)
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, Any]]:

@@ -70,10 +70,16 @@ def pack(
     return kinds[kind](offsets_B1, causal=causal)
 
 
+def packed(encoder: Any, batch: Batch, *, training: bool) -> Packing:
+    """The packing that an encoder asks for."""
+    config: dict[str, Any] = encoder.config
+    dropout, causal = training and config["attention_dropout"] > 0, config.get("causal", False)
+    return pack(batch.offsets_B1, kind=config["attention"], dropout=dropout, causal=causal)
+
+
 def places(encoder: Any, batch: Batch) -> int:
     """How many places attention has for a batch in training: its tokens, and what it pads."""
-    dropout = encoder.config["attention_dropout"] > 0
-    return pack(batch.offsets_B1, kind=encoder.config["attention"], dropout=dropout).n_places
+    return packed(encoder, batch, training=True).n_places
 
 
 class LengthGroups:
