@@ -43,7 +43,7 @@ class EpochLine(pl.Callback):
         self.visit_pairs, self.places, self.unit = visit_pairs, places, unit
         self._tokens = self._subjects = self._padded = self._real = self._first_step = 0
         self._seconds = self._epoch_begun = 0.0
-        self._stays: StayScores | None = None
+        self._stays: StayScores  # of the validation that goes on
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._begun = self._said = time.perf_counter()
@@ -87,17 +87,13 @@ class EpochLine(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if self._stays is not None:
-            self._stays.add(batch)
+        self._stays.add(batch)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._stays is None:
-            return
         self._stays.close()
         auroc = self._stays.auroc()  # of several processes, each scores its own subjects
         if not math.isnan(auroc):
             pl_module.log(f"tuning/{_STAY}", auroc, batch_size=1)
-        self._stays = None
 
     # --- lines --------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from scipy.special import expit
 
+from medbert.evaluate.benefit import decision_curve
 from medbert.evaluate.comparisons import Comparison, over_seeds
 from medbert.evaluate.efficiency import COLUMNS, Crossing, LabelMultiple, Labels, efficiency
 from medbert.evaluate.intervals import Difference, Interval, Results, summarise
@@ -308,3 +309,16 @@ def test_a_notebook_shows_the_report_and_each_picture_of_it(study: Study) -> Non
     with pytest.raises(InputError, match=r"picture=map: choose one of auroc, roc, "):
         study.plot("map")
     assert list(study.table()["model"]) == [model.name for model in study.results.models]
+
+
+def test_a_model_has_its_colour_in_every_picture_wherever_the_reference_stands() -> None:
+    rng = np.random.default_rng(0)
+    models = {name: rng.random(200) for name in [*map(str, range(7)), REFERENCE]}
+    labels = rng.random(200) < models["0"]
+    results = summarise(labels, models, np.arange(200), reference=REFERENCE, seed=0, n_bootstrap=5)
+    found = Study(results, decision=decision_curve(labels, models))
+    seen = [
+        {line.get_label(): line.get_color() for line in found.plot(name).lines}
+        for name in ("roc", "net_benefit")
+    ]
+    assert seen[0][REFERENCE] == seen[1][REFERENCE] and seen[0]["0"] == seen[1]["0"]
