@@ -88,9 +88,7 @@ def _masks(variable: str, given: Any, rows: int) -> dict[str, Mask]:
     series = pd.Series(given).reset_index(drop=True)
     if len(series) != rows:
         raise InputError(f"subgroup {variable!r} has {len(series)} values for {rows} rows")
-    missing_N = series.isna().to_numpy()
-    names_N = series.astype(str).to_numpy(dtype=object)
-    names_N[missing_N] = UNKNOWN
+    names_N = series.astype(str).where(series.notna(), UNKNOWN).to_numpy(dtype=object)
     present = sorted(set(names_N))
     if isinstance(series.dtype, pd.CategoricalDtype):
         place = {str(name): index for index, name in enumerate(series.cat.categories)}

@@ -70,10 +70,8 @@ class ProlongedStay(nn.Module):
         if self.per_visit:
             tokens_V = visit_rows(batch).bincount(minlength=len(stay_V) + 1)[:-1]
             return known_V & (tokens_V > 0), prolonged_V
-        subject_V = owner(offsets_B1, len(stay_V))
-        none_B = torch.zeros_like(batch.rows_B)
-        known_B = none_B.index_add(0, subject_V, known_V.to(none_B.dtype))
-        prolonged_B = none_B.index_add(0, subject_V, prolonged_V.to(none_B.dtype))
+        subject_V, n = owner(offsets_B1, len(stay_V)), len(batch.rows_B)
+        known_B, prolonged_B = (subject_V[v].bincount(minlength=n) for v in (known_V, prolonged_V))
         return known_B > 0, prolonged_B > 0
 
 

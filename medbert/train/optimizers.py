@@ -44,12 +44,12 @@ def adamw(
         fresh = [p for p in part.parameters() if p.requires_grad and p not in seen]
         seen.update(fresh)  # a head may share the encoder's code table
         matrices, vectors = [p for p in fresh if p.ndim > 1], [p for p in fresh if p.ndim <= 1]
-        groups.append({"params": matrices, "lr": rate, "weight_decay": weight_decay})
-        groups.append({"params": vectors, "lr": rate, "weight_decay": 0.0})
+        for params, decay in ((matrices, weight_decay), (vectors, 0.0)):
+            if params:
+                groups.append({"params": params, "lr": rate, "weight_decay": decay})
     if shape not in _SHAPES:
         raise InputError(f"shape={shape}: choose one of {', '.join(_SHAPES)}")
-    chosen = [g for g in groups if g["params"]]
-    optimizer = RowAdamW(chosen, betas=(betas[0], betas[1]), fused=True)
+    optimizer = RowAdamW(groups, betas=(betas[0], betas[1]), fused=True)
     warm = max(1, round(warmup * total_steps if warmup < 1 else warmup))
 
     def factor(step: int) -> float:
@@ -117,12 +117,11 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     """
     grads = []
     for parameter in parameters:
-        if parameter.grad is not None:
-            if parameter.grad.is_sparse:
-                parameter.grad = parameter.grad.coalesce()
-                grads.append(parameter.grad.values())
-            else:
-                grads.append(parameter.grad)
+        if (grad := parameter.grad) is not None:
+            if grad.is_sparse:
+                parameter.grad = grad.coalesce()
+                grad = parameter.grad.values()
+            grads.append(grad)
     norm = torch.nn.utils.get_total_norm(grads)
     factor = max_norm / (norm + 1e-6)
     if norm.is_cuda or factor < 1:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,19 +23,7 @@ class Dropout(nn.Module):
             return hidden
         if hidden.device.type != "cpu":
             return F.dropout(hidden, self.rate)
-        return _Drop.apply(hidden, self.rate)  # type: ignore[no-untyped-call]
-
-
-class _Drop(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, rate: float) -> Tensor:
-        mask = draw_mask(hidden, rate)
-        ctx.save_for_backward(mask)
-        return hidden * mask
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0] * ctx.saved_tensors[0], None
+        return hidden * draw_mask(hidden, self.rate)
 
 
 def draw_mask(like: Tensor, rate: float, *, generator: torch.Generator | None = None) -> Tensor:
