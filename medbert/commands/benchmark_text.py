@@ -78,7 +78,7 @@ def benchmark_text(
         metrics = {"reference": reference, "seeds": seeds, "tasks": to_dict(found)}
         write_json(work / "metrics.json", metrics)
         _write(found, work, reference, level)
-    for line in words(found, reference=reference):
+    for line in words(found):
         log.info(line)
     log.info("made %s; open %s", out, Path(out) / "report.html")
     return metrics

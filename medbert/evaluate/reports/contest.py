@@ -150,7 +150,7 @@ def to_dict(found: Sequence[Found]) -> dict[str, Any]:
     return json.loads(json.dumps(made), parse_constant=lambda _: None)
 
 
-def words(found: Sequence[Found], *, reference: str) -> list[str]:
+def words(found: Sequence[Found]) -> list[str]:
     """What was found, a sentence a comparison: gains first, then what is worse, then no gain."""
     said: dict[str, list[str]] = {GAIN: [], WORSE: [], NO_GAIN: []}
     for task in found:
@@ -185,9 +185,7 @@ def sections(found: Sequence[Found], *, reference: str, level: float) -> list[Se
         "comparisons of all tasks in their first measure (Holm). A gain is one with an adjusted p "
         f"below {_SURE}."
     )
-    verdict = Section(
-        f"Against {reference}", "verdict", said=words(found, reference=reference), small=[small]
-    )
+    verdict = Section(f"Against {reference}", "verdict", said=words(found), small=[small])
     return [verdict, *(_section(task, reference) for task in found)]
 
 
@@ -202,17 +200,17 @@ def _section(task: Found, reference: str) -> Section:
         p = {c.model: c.adjusted_p for c in task.comparisons if c.minus == reference}
         lines = [
             [model, interval(row.value), _less(row.difference)]
-            + ([p_value(p[model]) if model in p else "–"] if first else [])
+            + [p_value(p.get(model, np.nan))] * first
             for model, row in task.rows[name].items()
         ]
-        tables.append(Table([*head, *(["p, adjusted"] if first else [])], lines))
-    others = [c for c in task.comparisons if c.minus != reference]
+        tables.append(Table(head + ["p, adjusted"] * first, lines))
+    others = [
+        [f"{c.model} less {c.minus}", _less(c.difference), p_value(c.adjusted_p)]
+        for c in task.comparisons
+        if c.minus != reference
+    ]
     if others:
-        lines = [
-            [f"{c.model} less {c.minus}", _less(c.difference), p_value(c.adjusted_p)]
-            for c in others
-        ]
-        tables.append(Table(["", task.measures[0][0], "p, adjusted"], lines))
+        tables.append(Table(["", task.measures[0][0], "p, adjusted"], others))
     tables += [_part(task, group, names, reference) for group, names in task.parts.items() if names]
     about = f"{task.task}: {task.measures[0][0]} of every model with its interval, seeds as dots"
     drawn = Picture(f"task_{task.task}", about, about, picture(task))

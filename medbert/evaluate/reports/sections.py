@@ -163,17 +163,13 @@ def _benefit(study: Study) -> Section:
 
 def _subgroups(study: Study) -> Section:
     here = next(model for model in study.results.models if model.role == REFERENCE)
-    rows = [
-        [
-            f"{cell.variable}: {cell.category}",
-            *("few" if n is None else f"{n:,}" for n in (cell.rows, cell.subjects, cell.positives)),
-            *(
-                "" if cell.hidden else verdict.interval(found, digits=d)
-                for found, d in ((cell.auroc, 3), (cell.observed_expected, 2))
-            ),
-        ]
-        for cell in study.subgroups
-    ]
+    rows = []
+    for cell in study.subgroups:
+        counts = (cell.rows, cell.subjects, cell.positives)
+        sizes = ["few" if n is None else f"{n:,}" for n in counts]
+        found = [verdict.interval(cell.auroc), verdict.interval(cell.observed_expected, digits=2)]
+        found = ["", ""] if cell.hidden else found
+        rows.append([f"{cell.variable}: {cell.category}", *sizes, *found])
     head = ["Subgroup", "Rows", "Subjects", "Positives", "AUROC", "Observed /\nexpected"]
     caption = f"AUROC of {here.name} by subgroup. Grey: all rows."
     drawn = []
@@ -194,21 +190,12 @@ def _labels(study: Study, found: Efficiency) -> Section:
     sizes = sorted({int(size) for curve in found.curves.values() for size in curve.sizes})
     rows = []
     for name, curve in found.curves.items():
-        at = {int(size): place for place, size in enumerate(curve.sizes)}
-        means = [
-            Interval(*(float(of[at[size]]) for of in (curve.mean, curve.low, curve.high)))
-            if size in at
-            else None
-            for size in sizes
-        ]
-        rows.append([name, *map(verdict.interval, means)])
+        means = map(Interval, curve.mean, curve.low, curve.high)
+        at = dict(zip(map(int, curve.sizes), means, strict=True))
+        rows.append([name, *(verdict.interval(at.get(size)) for size in sizes)])
     named = [f"{size:,}" for size in sizes]
     ahead = [
-        [
-            f"minus {lead.over}",
-            *(verdict.gained(lead.by_size.get(size)) for size in sizes),
-            verdict.gained(lead.whole),
-        ]
+        [f"minus {lead.over}", *map(verdict.gained, [*map(lead.by_size.get, sizes), lead.whole])]
         for lead in study.leads
     ]
     limit = next((m.auroc.value for m in study.results.models if m.role == ORACLE), None)
@@ -236,9 +223,8 @@ def _labels(study: Study, found: Efficiency) -> Section:
 
 def _sweep(study: Study, sweep: Sweep, min_count: int) -> Section:
     drawn = shown(study.results)
-    caption = f"AUROC by {sweep.name}, with intervals." + _left(
-        study, [model.name for model in sweep.points[0].results.models]
-    )
+    caption = f"AUROC by {sweep.name}, with intervals."
+    caption += _left(study, [model.name for model in sweep.points[0].results.models])
     alt = f"AUROC of {', '.join(drawn)} by {sweep.name}; the numbers are in the table."
     name, axes = sweep.name.replace(" ", "_"), pictures.sweep(sweep, shown=drawn)
     settings = {verdict.setting(sweep, point.value): point.results for point in sweep.points}

@@ -40,7 +40,7 @@ def found():
 
 
 def test_the_verdict_says_gain_worse_or_no_gain(found):
-    said = words(found, reference="control")
+    said = words(found)
     assert any(line.startswith("phi: adapted gains over control, +0.5") for line in said)
     assert any(line.startswith("phi: adapted gains over base, +") for line in said)
     assert any(line.startswith("loss: adapted is worse than control, +0.5") for line in said)
