@@ -16,8 +16,9 @@ from medbert.commands.notes.parts import withheld
 from medbert.commands.output.artefacts import artefact, write_json
 from medbert.schema import TRAIN
 from medbert.text.corpus.plain import open_corpus
-from medbert.text.encoders.extension import parameters_of_a_token, tokenizer_of
+from medbert.text.encoders.extension import parameters_of_a_token
 from medbert.text.encoders.fertility import Words, candidates, cuts, fertility, prices
+from medbert.text.encoders.folders import tokenizer_of
 
 log = logging.getLogger(__name__)
 

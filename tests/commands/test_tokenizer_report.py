@@ -19,7 +19,8 @@ import medbert  # noqa: E402
 from medbert.data.sources.columns import identifiers  # noqa: E402
 from medbert.schema import InputError  # noqa: E402
 from medbert.text.corpus.documents import Corpus  # noqa: E402
-from medbert.text.encoders.extension import extend, tokenizer_of  # noqa: E402
+from medbert.text.encoders.extension import extend  # noqa: E402
+from medbert.text.encoders.folders import tokenizer_of  # noqa: E402
 from medbert.text.encoders.masked_lm import fresh  # noqa: E402
 from medbert.text.encoders.vectors import NoteEncoder  # noqa: E402
 from medbert.text.encoders.vocabulary import learn_pieces  # noqa: E402

@@ -16,7 +16,8 @@ import torch
 
 from medbert.schema import InputError
 from medbert.text.bench.tasks import Array
-from medbert.text.detectors.tagger import longest as longest_of
+from medbert.text.encoders import folders
+from medbert.text.encoders.pieces import Frame
 from medbert.text.tokens import tokens
 
 ROUNDS = 7  # one word in seven is hidden: about the 15% of training
@@ -43,16 +44,15 @@ class MaskedModel:
         longest: int | None = None,
         device: str = "auto",
     ) -> None:
-        self.model, self.tokenizer = loaded(folder, "AutoModelForMaskedLM")
+        model, self.tokenizer, _ = folders.opened(folder, "AutoModelForMaskedLM")
         if self.tokenizer.mask_token_id is None:
             raise InputError(f"{folder}: its tokenizer has no mask; give a masked language model")
-        self.device = place(device)
-        self.model = self.model.to(self.device).eval()
-        self.batch_pieces = batch_pieces
-        self.before, self.after = around(self.tokenizer)
-        room = longest_of(self.model.config, self.tokenizer)
+        self.device = folders.place(device)
+        self.model = model.to(self.device).eval()
+        self.batch_pieces, self.frame = batch_pieces, Frame.of(self.tokenizer)
+        room = folders.longest(model.config, self.tokenizer)
         room = room if longest is None else min(room, longest)
-        self.length = room - len(self.before) - len(self.after)
+        self.length = room - self.frame.size(pair=False)
 
     def losses(self, texts: Sequence[str], *, rounds: int = ROUNDS) -> Array:
         """(N, 3): nats, pieces and characters of what was hidden, in the first ``rounds`` of
@@ -123,17 +123,10 @@ class MaskedModel:
     @torch.inference_mode()
     def _nats(self, rows: Sequence[Row]) -> list[float]:
         """Of each row. The output layer sees the hidden places alone."""
-        ahead, back = len(self.before), len(self.after)
-        width = max(len(row.ids_P) for row in rows) + ahead + back
-        ids_BP = torch.full((len(rows), width), self.tokenizer.pad_token_id or 0)
-        attended_BP, hidden_BP = (
-            torch.zeros_like(ids_BP),
-            torch.zeros_like(ids_BP, dtype=torch.bool),
-        )
-        for i, row in enumerate(rows):
-            whole = torch.tensor([*self.before, *row.ids_P.tolist(), *self.after])
-            ids_BP[i, : len(whole)], attended_BP[i, : len(whole)] = whole, 1
-            hidden_BP[i, ahead : ahead + len(row.ids_P)] = torch.from_numpy(row.hidden_P)
+        pieces = [row.ids_P.tolist() for row in rows]
+        ids_BP, attended_BP, own_BP = folders.padded(pieces, self.tokenizer, self.frame)
+        hidden = torch.from_numpy(np.concatenate([row.hidden_P for row in rows]))
+        hidden_BP = own_BP.masked_scatter(own_BP, hidden)
         target_M = ids_BP[hidden_BP]
         ids_BP[hidden_BP] = self.tokenizer.mask_token_id
         logits_MC = masked_logits(
@@ -158,38 +151,3 @@ def masked_logits(model: Any, ids_BP: Any, attended_BP: Any, hidden_BP: Any) -> 
         return model(input_ids=ids_BP, attention_mask=attended_BP).logits[0]
     finally:
         hook.remove()
-
-
-def loaded(folder: str | Path, kind: str, **more: Any) -> tuple[Any, Any]:
-    """A model of ``kind`` (a name of transformers) and its tokenizer; offline, safetensors."""
-    if not (Path(folder) / "config.json").is_file():
-        raise InputError(f"{folder}: no config.json; give the folder of a Hugging Face model")
-    try:
-        import transformers
-    except ImportError as error:
-        raise InputError("this needs transformers: pip install 'medbert[text]'") from error
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    try:
-        model = getattr(transformers, kind).from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, **more
-        )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{folder}: no model of transformers to read here ({reason})") from error
-    if not tokenizer.is_fast:
-        raise InputError(f"{folder}: no fast tokenizer (tokenizer.json) in it")
-    return model, tokenizer
-
-
-def around(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """The special tokens before and after a text."""
-    probe = tokenizer("0", return_special_tokens_mask=True)
-    ids, here = probe["input_ids"], probe["special_tokens_mask"].index(0)
-    return ids[:here], [i for i in ids[here:] if i in tokenizer.all_special_ids]
-
-
-def place(device: str) -> torch.device:
-    cuda = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(cuda if device == "auto" else device)

@@ -14,9 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medbert.text.bench.masked import loaded, place
 from medbert.text.bench.tasks import Array
-from medbert.text.detectors.tagger import longest as longest_of
+from medbert.text.encoders import folders
 
 Sequence_ = tuple[str, str | None]
 Example = Sequence[Sequence_]
@@ -32,10 +31,10 @@ class Pooled:
         self, folder: str | Path, *, classes: int, longest: int, device: str, seed: int
     ) -> None:
         torch.manual_seed(seed)
-        self.encoder, self.tokenizer = loaded(folder, "AutoModel")
+        self.encoder, self.tokenizer, _ = folders.opened(folder, "AutoModel")
         self.tokenizer.truncation_side = "left"  # what is asked stands at the end
-        self.device, config = place(device), self.encoder.config
-        self.longest = min(longest, longest_of(config, self.tokenizer))
+        self.device, config = folders.place(device), self.encoder.config
+        self.longest = min(longest, folders.longest(config, self.tokenizer))
         self.head = torch.nn.Linear(config.hidden_size, classes)
         torch.nn.init.normal_(self.head.weight, std=0.02)
         torch.nn.init.zeros_(self.head.bias)

@@ -27,13 +27,15 @@ from medbert.text.detectors.thresholds import (
     tag,
     tags_of,
 )
+from medbert.text.encoders.folders import longest, opened, padded, place
+from medbert.text.encoders.pieces import Frame
 from medbert.text.notes import Note
 from medbert.text.tokens import Offsets, tokens
 
 log = logging.getLogger(__name__)
 
+_KIND = "AutoModelForTokenClassification"
 _NO_LABEL = -100  # of a piece that the loss does not see
-_LONGEST = 512  # pieces, of an encoder that names no limit
 _MARK = re.compile(r"([BIESLUM])-(.+)")
 _BEGINS = ("B", "S", "U")  # in IOB2, BIOES and BILOU
 
@@ -56,16 +58,11 @@ class Tagger(Trained):
     ) -> None:
         tags, column_C = iob2(model.config.id2label)
         super().__init__(tags, **operating)
-        if not tokenizer.is_fast:
-            raise InputError("this tokenizer gives no offsets; a fast one (tokenizer.json) does")
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = torch.device(name if device == "auto" else device)
+        self.device = place(device)
         self.model, self.tokenizer = model.to(self.device).eval(), tokenizer
         self.column_C = torch.tensor(column_C, device=self.device)
-        probe = tokenizer("0", return_special_tokens_mask=True)
-        here, ids = probe["special_tokens_mask"].index(0), probe["input_ids"]
-        self.around = ids[:here], [i for i in ids[here:] if i in tokenizer.all_special_ids]
-        self.length = longest(model.config, tokenizer) - sum(map(len, self.around))
+        self.frame = Frame.of(tokenizer)
+        self.length = longest(model.config, tokenizer) - self.frame.size(pair=False)
         self.overlap, self.batch_size = min(overlap, self.length // 2), batch_size
 
     def score(self, text: str) -> Scored:
@@ -118,17 +115,14 @@ class Tagger(Trained):
 
     def _logits(self, ids: Sequence[np.ndarray]) -> Tensor:
         """Of the pieces alone: what the special tokens are given is left out."""
-        before, after = self.around
-        full = [torch.tensor([*before, *own.tolist(), *after]) for own in ids]
-        pad = self.tokenizer.pad_token_id or 0
-        ids_BP = torch.nn.utils.rnn.pad_sequence(full, batch_first=True, padding_value=pad)
-        length_B = torch.tensor([[len(own)] for own in full])
-        mask_BP = (torch.arange(ids_BP.shape[1]) < length_B).long()
+        lists = [own.tolist() for own in ids]
+        ids_BP, mask_BP, _ = padded(lists, self.tokenizer, self.frame)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             output = self.model(
                 input_ids=ids_BP.to(self.device), attention_mask=mask_BP.to(self.device)
             )
-        return output.logits[:, len(before) : len(before) + max(map(len, ids))]
+        first = len(self.frame.before)
+        return output.logits[:, first : first + max(map(len, ids))]
 
     @classmethod
     def train(
@@ -153,7 +147,9 @@ class Tagger(Trained):
         notes = [note for note in notes if note.spans is not None]
         tags = tags_of(span for note in notes for span in note.spans or ())
         torch.manual_seed(seed)
-        model, tokenizer, missing = _pretrained(base, labels=dict(enumerate(tags)))
+        named = {"id2label": dict(enumerate(tags)), "label2id": {t: i for i, t in enumerate(tags)}}
+        more = {**named, "ignore_mismatched_sizes": True}  # the head of another task gives way
+        model, tokenizer, missing = opened(base, _KIND, **more)
         if [name for name in missing if name.startswith(f"{model.base_model_prefix}.")]:
             raise InputError(f"{base}: weights of the encoder are missing ({missing[0]} ...)")
         self = cls(model, tokenizer, overlap=overlap, batch_size=batch_size, device=device)
@@ -213,36 +209,10 @@ class Tagger(Trained):
         if (Path(folder) / CARD).is_file():
             card = read_card(folder, cls.kind)
             known = {"points": card["points"], "overlap": card["overlap"]}
-        model, tokenizer, missing = _pretrained(folder)
+        model, tokenizer, missing = opened(folder, _KIND)
         if missing:
             raise InputError(f"{folder}: an encoder without a trained classifier of tokens")
         return cls(model, tokenizer, device=device, **known)
-
-
-def _pretrained(folder: str | Path, *, labels: dict[int, str] | None = None) -> Any:
-    """Model, tokenizer, and the names of the weights that the folder does not have."""
-    if not (Path(folder) / "config.json").is_file():
-        raise InputError(f"{folder}: no config.json; give the folder of a Hugging Face model")
-    try:
-        from transformers import AutoModelForTokenClassification, AutoTokenizer
-        from transformers import logging as quiet
-    except ImportError as error:
-        raise InputError("a tagger needs transformers: pip install 'medbert[text]'") from error
-    quiet.set_verbosity_error()  # what is missing is said below
-    quiet.disable_progress_bar()
-    own: dict[str, Any] = {}
-    if labels:  # the head of another task gives way
-        named = {name: i for i, name in labels.items()}
-        own = {"id2label": labels, "label2id": named, "ignore_mismatched_sizes": True}
-    try:
-        model, told = AutoModelForTokenClassification.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **own
-        )
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{folder}: no model of transformers to read here ({reason})") from error
-    return model, tokenizer, sorted(told["missing_keys"])
 
 
 def iob2(labels: dict[int, str]) -> tuple[list[str], list[int]]:
@@ -261,11 +231,3 @@ def iob2(labels: dict[int, str]) -> tuple[list[str], list[int]]:
     tags = [OUTSIDE, *(f"{mark}-{name}" for name in names for mark in "BI")]
     ours = [OUTSIDE if n == OUTSIDE else f"{'B' if m in _BEGINS else 'I'}-{n}" for m, n in parts]
     return tags, [tags.index(name) for name in ours]
-
-
-def longest(config: Any, tokenizer: Any) -> int:
-    """In pieces. RoBERTa counts its positions from behind that of padding."""
-    positions = getattr(config, "max_position_embeddings", None) or _LONGEST
-    if "roberta" in str(config.model_type):
-        positions -= (config.pad_token_id or 0) + 1
-    return min(positions, tokenizer.model_max_length)

@@ -14,26 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from medbert.schema import InputError
+from medbert.text.encoders.folders import tokenizer_of
+from medbert.text.encoders.masked_lm import load
 
 _LIKELIER = 0.5  # nats by which a new word of a Unigram tokenizer beats its pieces
-
-
-def tokenizer_of(folder: str | Path) -> Any:
-    """The fast tokenizer of a folder, offline. Raises InputError: there is none."""
-    try:
-        from transformers import AutoTokenizer
-    except ImportError as error:
-        raise InputError("this needs transformers: pip install 'medbert[text]'") from error
-    try:
-        made = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{folder}: no tokenizer of transformers ({reason})") from error
-    if not made.is_fast:
-        raise InputError(f"{folder}: a fast tokenizer (tokenizer.json) is needed")
-    return made
 
 
 def parameters_of_a_token(folder: str | Path) -> int | None:
@@ -55,8 +42,6 @@ def extend(base: str | Path, out: Path, words: Sequence[str]) -> dict[str, Any]:
 
     Raises InputError: no model there, or every word is a token already.
     """
-    from medbert.text.encoders.masked_lm import load
-
     tokenizer = tokenizer_of(base)
     size = len(tokenizer)
     made_of = _save(tokenizer, out, [*words])
@@ -146,8 +131,6 @@ _WAYS = {"WordPiece": _word_pieces, "BPE": _merges, "Unigram": _unigram}
 
 
 def _grow(model: Any, rows: Sequence[int], pieces: Sequence[Sequence[int]], *, size: int) -> None:
-    import torch
-
     old = model.get_input_embeddings().weight.shape[0]
     if size > old:
         model.resize_token_embeddings(size, mean_resizing=False)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from medbert.schema import InputError, LossOutput
-from medbert.text.detectors.tagger import longest
 from medbert.text.encoders.cooccurrence import vectors
+from medbert.text.encoders.folders import config_of, library, longest, opened, tokenizer_of
 from medbert.text.encoders.masks import Replacement
 from medbert.text.encoders.pieces import Tokens
 from medbert.text.encoders.rows import TextBatch
@@ -126,36 +126,14 @@ def load(folder: str | Path, *, next_sentence: bool = False) -> TextEncoder:
 
     With ``next_sentence``, a BERT; a head for it that the folder does not have is new.
     """
-    if not (Path(folder) / "config.json").is_file():
-        raise InputError(f"{folder}: no config.json; give the folder of a Hugging Face model")
-    transformers = _transformers()
-    kind = transformers.BertForPreTraining if next_sentence else transformers.AutoModelForMaskedLM
-    try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-        if next_sentence and config.model_type != "bert":
-            raise InputError(f"{folder}: a {config.model_type} has no next-sentence head; bert has")
-        model, told = kind.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{folder}: no model of transformers to read here ({reason})") from error
+    kind = "BertForPreTraining" if next_sentence else "AutoModelForMaskedLM"
     new = ("pooler", "seq_relationship") if next_sentence else ()
-    missing = [k for k in sorted(told["missing_keys"]) if not any(part in k for part in new)]
-    if missing:
+    if next_sentence and (family := config_of(folder).model_type) != "bert":
+        raise InputError(f"{folder}: a {family} has no next-sentence head; bert has")
+    model, tokenizer, missing = opened(folder, kind)
+    if missing := [name for name in missing if not any(part in name for part in new)]:
         raise InputError(f"{folder}: weights are missing ({missing[0]} ...): no masked-LM model")
     return TextEncoder(model, tokenizer)
-
-
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise InputError("this needs transformers: pip install 'medbert[text]'") from error
-    transformers.logging.set_verbosity_error()  # what is missing is said by us
-    transformers.logging.disable_progress_bar()
-    return transformers
 
 
 def fresh(
@@ -167,10 +145,10 @@ def fresh(
     next_sentence: bool = False,
 ) -> TextEncoder:
     """An untrained masked-language model for a tokenizer; ``config`` as in transformers."""
-    transformers = _transformers()
+    transformers = library()
     if not (Path(tokenizer) / "tokenizer.json").is_file():
         raise InputError(f"tokenizer={tokenizer}: no tokenizer.json; medbert tokenizer train makes")
-    words = transformers.AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
+    words = tokenizer_of(tokenizer)
     special = {
         f"{name}_token_id": getattr(words, f"{name}_token_id") for name in ("pad", "cls", "sep")
     }

@@ -62,8 +62,6 @@ def write_tokens(
     texts: Iterable[str], folder: Path, *, tokenizer: Any, sentences: bool = False
 ) -> Tokens:
     """Tokenises into ``folder``, a few texts at a time. It then holds the texts: delete it."""
-    if not getattr(tokenizer, "is_fast", False):
-        raise InputError("this tokenizer knows no words; a fast one (tokenizer.json) does")
     folder.mkdir(parents=True, exist_ok=True)
     token, mark, offsets = (folder / name for name in _FILES)
     lengths = [0]

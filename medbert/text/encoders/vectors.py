@@ -16,8 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from medbert.schema import InputError
-from medbert.text.detectors.tagger import longest
-from medbert.text.encoders.extension import tokenizer_of
+from medbert.text.encoders.folders import longest, opened, padded, place
 from medbert.text.encoders.pieces import Frame
 
 
@@ -33,11 +32,11 @@ class NoteEncoder:
         batch_tokens: int = 8192,
         device: str = "auto",
     ) -> None:
-        self.tokenizer = tokenizer_of(folder)
-        self.model = _model(folder)
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = torch.device(name if device == "auto" else device)
-        self.model = self.model.to(self.device).eval()
+        model, self.tokenizer, missing = opened(folder, "AutoModel")
+        if missing := [name for name in missing if "pooler" not in name]:  # a new one is not asked
+            raise InputError(f"{folder}: weights are missing ({missing[0]} ...)")
+        self.device = place(device)
+        self.model = model.to(self.device).eval()
         self.hidden = int(self.model.config.hidden_size)
         self.frame = Frame.of(self.tokenizer)
         room = min(longest(self.model.config, self.tokenizer), max_tokens or 1 << 30)
@@ -76,36 +75,10 @@ class NoteEncoder:
     @torch.inference_mode()
     def _sums(self, windows: Sequence[Sequence[int]]) -> NDArray[np.float64]:
         """Over the pieces alone: what stands for the special tokens is left out."""
-        before, after = self.frame
-        rows = [torch.tensor([*before, *ids, *after]) for ids in windows]
-        pad = self.tokenizer.pad_token_id or 0
-        ids_WL = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
-        place_L = torch.arange(ids_WL.shape[1])
-        end_W1 = torch.tensor([[len(ids)] for ids in windows]) + len(before)
-        mask_WL = (place_L < end_W1 + len(after)).long()
-        own_WL = (place_L >= len(before)) & (place_L < end_W1)
+        ids_WL, mask_WL, own_WL = padded(windows, self.tokenizer, self.frame)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             hidden_WLD = self.model(
                 input_ids=ids_WL.to(self.device), attention_mask=mask_WL.to(self.device)
             )[0]
         own_WL1 = own_WL.to(self.device)[:, :, None]
         return (hidden_WLD.float() * own_WL1).sum(1).double().cpu().numpy()
-
-
-def _model(folder: str | Path) -> Any:
-    if not (Path(folder) / "config.json").is_file():
-        raise InputError(f"{folder}: no config.json; give the folder of a Hugging Face model")
-    from transformers import AutoModel
-    from transformers import logging as quiet
-
-    quiet.set_verbosity_error()  # a pooler that is new is not asked
-    try:
-        model, told = AutoModel.from_pretrained(
-            str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{folder}: no model of transformers to read here ({reason})") from error
-    if missing := [name for name in sorted(told["missing_keys"]) if "pooler" not in name]:
-        raise InputError(f"{folder}: weights are missing ({missing[0]} ...)")
-    return model

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from medbert.schema import InputError
+from medbert.text.encoders.folders import library
 
 KINDS = ("wordpiece", "bpe")
 _SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
@@ -21,12 +22,10 @@ def learn_pieces(
     """
     if kind not in KINDS:
         raise InputError(f"kind={kind}: choose one of {', '.join(KINDS)}")
-    try:
-        from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-        from tokenizers.processors import TemplateProcessing
-        from transformers import PreTrainedTokenizerFast
-    except ImportError as error:
-        raise InputError("this needs transformers: pip install 'medbert[text]'") from error
+    transformers = library()
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from tokenizers.processors import TemplateProcessing
+
     wanted: dict[str, Any] = {"vocab_size": size, "min_frequency": min_count}
     wanted |= {"special_tokens": list(_SPECIAL.values()), "show_progress": False}
     if kind == "wordpiece":
@@ -50,4 +49,5 @@ def learn_pieces(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=marks
     )
     named = {f"{name}_token": token for name, token in _SPECIAL.items()}
-    return PreTrainedTokenizerFast(tokenizer_object=made, model_max_length=length, **named)
+    fast = transformers.PreTrainedTokenizerFast
+    return fast(tokenizer_object=made, model_max_length=length, **named)

@@ -67,8 +67,8 @@ def test_the_output_layer_sees_hidden_places_alone_and_says_what_the_whole_model
     words = ["patient has pain", "the knee and fever and x7"]
     rows = [row for i, text in enumerate(words) for row in ours._rows(i, text, 7)]
     for row, nats in zip(rows, ours._nats(rows), strict=True):
-        ids = torch.tensor([[*ours.before, *row.ids_P.tolist(), *ours.after]])
-        places = torch.from_numpy(row.hidden_P).nonzero()[:, 0] + len(ours.before)
+        ids = torch.tensor([[*ours.frame.before, *row.ids_P.tolist(), *ours.frame.after]])
+        places = torch.from_numpy(row.hidden_P).nonzero()[:, 0] + len(ours.frame.before)
         target = ids[0, places].clone()
         ids[0, places] = ours.tokenizer.mask_token_id
         with torch.inference_mode():
