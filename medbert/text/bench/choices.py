@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from medbert.text.bench.pooled import Pooled
-from medbert.text.bench.reading import held_out, kept, language_of, table
-from medbert.text.bench.tasks import Array, Items, Measure, ratio
+from medbert.text.bench.pooled import FineTuned, Pooled
+from medbert.text.bench.reading import kept, language_of, parted, table
+from medbert.text.bench.tasks import Array, Items, ratio
 from medbert.text.notes import Note
 
 _NUMBERED = re.compile(r"\s+[B-E][.)]?\s+(?=[A-ZÆØÅ\d])")  # where the semicolons were lost
@@ -34,38 +35,23 @@ class Question(NamedTuple):
     cluster: int
 
 
-class Choices:
+@dataclass
+class Choices(FineTuned):
     """``path``: a CSV, TSV or JSON list with the ``columns`` of a question, the right answer, and
     the wrong ones, set apart by semicolons. ``alike``: the cosine of character n-grams from which
     questions are of one cluster; two in different languages are then the same question twice.
     """
 
-    measures: tuple[Measure, ...] = (
-        ratio("accuracy", 0, 1),
-        ratio("same answer in both languages", 2, 3),
-    )
-    seeded = True
-
-    def __init__(
-        self,
-        path: str,
-        *,
-        columns: Sequence[str] = COLUMNS,
-        alike: float = 0.45,
-        share: float = 0.3,
-        epochs: int = 3,
-        learning_rate: float = 5e-4,
-        batch_size: int = 8,
-        longest: int = 128,
-        device: str = "auto",
-    ) -> None:
-        self.path, self.columns, self.alike, self.share = path, tuple(columns), alike, share
-        self.training: dict[str, Any] = {
-            "epochs": epochs,
-            "learning_rate": learning_rate,
-            "batch_size": batch_size,
-        }
-        self.longest, self.device = longest, device
+    measures = ratio("accuracy", 0, 1), ratio("same answer in both languages", 2, 3)
+    path: str
+    _: KW_ONLY
+    columns: Sequence[str] = COLUMNS
+    alike: float = 0.45
+    share: float = 0.3
+    epochs: int = 3
+    learning_rate: float = 5e-4
+    batch_size: int = 8
+    longest: int = 128
 
     @cached_property
     def questions(self) -> list[Question]:
@@ -82,11 +68,7 @@ class Choices:
 
     @cached_property
     def _parts(self) -> tuple[list[Question], list[Question]]:
-        test_N = held_out((f"{q.cluster}" for q in self.questions), self.share)
-        sides: tuple[list[Question], list[Question]] = ([], [])
-        for question, is_test in zip(self.questions, test_N, strict=True):
-            sides[int(is_test)].append(question)
-        return sides
+        return parted(self.questions, [f"{q.cluster}" for q in self.questions], self.share)
 
     def items(self) -> Items:
         test = self._parts[1]
@@ -96,9 +78,9 @@ class Choices:
 
     def run(self, model: Path, *, seed: int) -> Array:
         train, test = self._parts
-        ours = Pooled(model, classes=1, longest=self.longest, device=self.device, seed=seed)
         right = np.zeros(len(train), np.int64)  # the order of sequences says nothing to the model
-        ours.fit([_example(q) for q in train], right, **self.training)
+        ours = Pooled(model, classes=1, how=self, seed=seed)
+        ours.fit([_example(q) for q in train], right)
         chosen = [int(s[:, 0].argmax()) for s in ours.scores([_example(q) for q in test])]
         return _counts(test, np.array(chosen))
 

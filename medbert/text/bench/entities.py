@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from medbert.text.bench.reading import by_line, held_out, kept, language_of, notes
+from medbert.text.bench.reading import by_line, kept, language_of, notes, parted
 from medbert.text.bench.tasks import Array, Items, Measure, ratio
 from medbert.text.detectors.tagger import Tagger
 from medbert.text.detectors.thresholds import F1
 from medbert.text.notes import Note
 
 
+@dataclass
 class Entities:
     """Notes with gold spans in any format (``lines``: each line is a note, as in CoNLL files of
     sentences). ``labels``: gold labels that are other ones here, None: not looked for. Labels of
@@ -25,54 +26,38 @@ class Entities:
     Every seed draws ``labelled`` notes of those that are not test notes.
     """
 
-    measures: tuple[Measure, ...] = (
+    measures = (
         Measure("entity F1", True, lambda s: 2 * s[..., 0] / np.maximum(s[..., 1] + s[..., 2], 1)),
         ratio("recall", 0, 1),
         ratio("precision", 0, 2),
     )
     seeded = True
-
-    def __init__(
-        self,
-        path: str,
-        *,
-        test: str | None = None,
-        labelled: int = 100,
-        lines: bool = False,
-        labels: Mapping[str, str | None] | None = None,
-        min_count: int = 20,
-        share: float = 0.3,
-        epochs: int = 10,
-        learning_rate: float = 1e-3,
-        batch_size: int = 8,
-        device: str = "auto",
-    ) -> None:
-        self.path, self.test_path, self.labelled, self.lines = path, test, labelled, lines
-        self.labels, self.min_count, self.share = dict(labels or {}), min_count, share
-        self.training: dict[str, Any] = {
-            "epochs": epochs,
-            "learning_rate": learning_rate,
-            "batch_size": batch_size,
-            "device": device,
-        }
+    path: str
+    _: KW_ONLY
+    test: str | None = None
+    labelled: int = 100
+    lines: bool = False
+    labels: Mapping[str, str | None] = field(default_factory=dict)
+    min_count: int = 20
+    share: float = 0.3
+    epochs: int = 10
+    learning_rate: float = 1e-3
+    batch_size: int = 8
+    device: str = "auto"
 
     @cached_property
     def _parts(self) -> tuple[list[Note], list[Note]]:
         """Notes to label, and test notes."""
         found = self._read(self.path)
-        if self.test_path:
-            sides = found, self._read(self.test_path)
+        if self.test:
+            sides = found, self._read(self.test)
         else:
-            test_N = held_out((n.patient_id or n.note_id for n in found), self.share)
-            sides = (
-                [n for n, test in zip(found, test_N, strict=True) if not test],
-                [n for n, test in zip(found, test_N, strict=True) if test],
-            )
+            sides = parted(found, [n.patient_id or n.note_id for n in found], self.share)
         counts = Counter(span.label for note in found for span in note.spans or ())
         known = {label for label, n in counts.items() if n >= self.min_count}
         pool, test = ([_only(note, known) for note in side] for side in sides)
         kept(self.path, pool, self.labelled, "notes to label")
-        kept(self.test_path or self.path, test, 2, "test notes")
+        kept(self.test or self.path, test, 2, "test notes")
         return pool, test
 
     def _read(self, path: str) -> list[Note]:
@@ -97,7 +82,15 @@ class Entities:
     def run(self, model: Path, *, seed: int) -> Array:
         pool, test = self._parts
         drawn = np.random.default_rng(seed).permutation(len(pool))[: self.labelled]
-        tagger = Tagger.train([pool[i] for i in drawn], base=str(model), seed=seed, **self.training)
+        tagger = Tagger.train(
+            [pool[i] for i in drawn],
+            base=str(model),
+            epochs=self.epochs,
+            learning_rate=self.learning_rate,
+            batch_size=self.batch_size,
+            device=self.device,
+            seed=seed,
+        )
         tagger.point = F1
         return np.array([_counts(note, tagger) for note in test], np.float64)
 

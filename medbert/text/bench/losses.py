@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -9,36 +10,31 @@ import numpy as np
 
 from medbert.schema import HELD_OUT
 from medbert.text.bench.masked import CHARACTERS, NATS, PIECES, ROUNDS, MaskedModel
-from medbert.text.bench.reading import UNKNOWN, kept, language_of, notes
-from medbert.text.bench.tasks import Array, Items, Measure, ratio
-from medbert.text.corpus.documents import Corpus
+from medbert.text.bench.reading import kept, language_of, notes
+from medbert.text.bench.tasks import Array, Items, ratio
+from medbert.text.corpus.documents import UNKNOWN, Corpus
 from medbert.text.notes import Note
 
 
+@dataclass
 class MaskedLoss:
     """``path``: a corpus, of which documents of the split ``split`` are read; notes in any format;
     or a text file with a document a line. At most ``n_texts`` of them, each up to ``characters``.
     """
 
-    measures: tuple[Measure, ...] = (
+    measures = (
         ratio("bits per character", NATS, CHARACTERS, higher=False, scale=1 / np.log(2)),
         ratio("masked loss", NATS, PIECES, higher=False),
     )
     seeded = False
-
-    def __init__(
-        self,
-        path: str,
-        *,
-        split: str = HELD_OUT,
-        n_texts: int = 500,
-        characters: int = 2000,
-        rounds: int = ROUNDS,
-        longest: int | None = None,
-        device: str = "auto",
-    ) -> None:
-        self.path, self.split, self.n_texts, self.characters = path, split, n_texts, characters
-        self.rounds, self.longest, self.device = rounds, longest, device
+    path: str
+    _: KW_ONLY
+    split: str = HELD_OUT
+    n_texts: int = 500
+    characters: int = 2000
+    rounds: int = ROUNDS
+    longest: int | None = None
+    device: str = "auto"
 
     @cached_property
     def _texts(self) -> tuple[list[Note], list[str]]:

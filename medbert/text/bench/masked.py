@@ -59,10 +59,8 @@ class MaskedModel:
         ``ROUNDS``; with all of them, of every word of a text."""
         rows = [row for i, text in enumerate(texts) for row in self._rows(i, text, rounds)]
         counts_NK = np.zeros((len(texts), 3))
-        rows.sort(key=lambda row: len(row.ids_P))
-        for batch in self._batches(rows):
-            for row, nats in zip(batch, self._nats(batch), strict=True):
-                counts_NK[row.text] += nats, row.hidden_P.sum(), row.characters
+        for row, nats in self._answers(rows):
+            counts_NK[row.text] += nats, row.hidden_P.sum(), row.characters
         return counts_NK
 
     def secrets(self, texts: Sequence[str], places: Sequence[tuple[int, int]]) -> Array:
@@ -73,10 +71,8 @@ class MaskedModel:
             inside_P = (words[word_P, 0] >= start) & (words[word_P, 1] <= end)
             for at in np.flatnonzero(inside_P):
                 rows.append(Row(i, ids_P, np.arange(len(ids_P)) == at, 0))
-        rows.sort(key=lambda row: len(row.ids_P))
-        for batch in self._batches(rows):
-            for row, nats in zip(batch, self._nats(batch), strict=True):
-                nats_N[row.text] += nats
+        for row, nats in self._answers(rows):
+            nats_N[row.text] += nats
         return nats_N
 
     def _rows(self, number: int, text: str, rounds: int) -> Iterator[Row]:
@@ -95,30 +91,23 @@ class MaskedModel:
 
     def pieces(self, text: str, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Ids of the pieces of a text that are in some word, and which word each begins in."""
-        made = self.tokenizer(
-            text,
-            add_special_tokens=False,
-            split_special_tokens=True,
-            return_offsets_mapping=True,
-            verbose=False,
-        )
-        start_P, end_P = np.array(made["offset_mapping"], np.int64).reshape(-1, 2).T
-        ids_P = np.array(made["input_ids"], np.int64)
+        ids_P, start_P, end_P = folders.cut(text, self.tokenizer)
         if not len(words):
             return ids_P[:0], ids_P[:0]
         word_P = np.searchsorted(words[:, 1], start_P, "right").clip(max=len(words) - 1)
         kept_P = end_P > words[word_P, 0]
         return ids_P[kept_P], word_P[kept_P]
 
-    def _batches(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
+    def _answers(self, rows: Sequence[Row]) -> Iterator[tuple[Row, float]]:
+        """Each row with its nats."""
         batch: list[Row] = []
-        for row in rows:
+        for row in sorted(rows, key=lambda row: len(row.ids_P)):
             if batch and len(row.ids_P) * (len(batch) + 1) > self.batch_pieces:
-                yield batch
+                yield from zip(batch, self._nats(batch), strict=True)
                 batch = []
             batch.append(row)
         if batch:
-            yield batch
+            yield from zip(batch, self._nats(batch), strict=True)
 
     @torch.inference_mode()
     def _nats(self, rows: Sequence[Row]) -> list[float]:

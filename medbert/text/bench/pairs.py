@@ -3,47 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy.special import expit
 
-from medbert.text.bench.pooled import Example, Pooled
+from medbert.text.bench.pooled import Example, FineTuned, Pooled
 from medbert.text.bench.reading import held_out, kept, language_of, table
-from medbert.text.bench.tasks import Array, Items, Measure, correlation, ratio
+from medbert.text.bench.tasks import Array, Items, correlation, ratio
 from medbert.text.notes import Note
 
 COLUMNS = ("first", "second", "label")
 
 
-class Pairs:
+@dataclass
+class Pairs(FineTuned):
     """``path``: a CSV, TSV or JSON list with the ``columns`` of two texts and a grade: the same or
     not (1, 0), or any scale. Pairs that begin with the same text are on one side of the split."""
 
-    measures: tuple[Measure, ...] = (correlation(), ratio("accuracy at half", 6, 0))
-    seeded = True
-
-    def __init__(
-        self,
-        path: str,
-        *,
-        columns: Sequence[str] = COLUMNS,
-        share: float = 0.3,
-        epochs: int = 5,
-        learning_rate: float = 5e-4,
-        batch_size: int = 16,
-        longest: int = 128,
-        device: str = "auto",
-    ) -> None:
-        self.path, self.columns, self.share = path, tuple(columns), share
-        self.training: dict[str, Any] = {
-            "epochs": epochs,
-            "learning_rate": learning_rate,
-            "batch_size": batch_size,
-        }
-        self.longest, self.device = longest, device
+    measures = correlation(), ratio("accuracy at half", 6, 0)
+    path: str
+    _: KW_ONLY
+    columns: Sequence[str] = COLUMNS
+    share: float = 0.3
+    epochs: int = 5
+    learning_rate: float = 5e-4
+    batch_size: int = 16
+    longest: int = 128
 
     @cached_property
     def _rows(self) -> tuple[list[Example], Array, np.ndarray]:
@@ -63,9 +51,9 @@ class Pairs:
 
     def run(self, model: Path, *, seed: int) -> Array:
         examples, grade_N, test_N = self._rows
-        ours = Pooled(model, classes=1, longest=self.longest, device=self.device, seed=seed)
         train = [examples[i] for i in np.flatnonzero(~test_N)]
-        ours.fit(train, grade_N[~test_N], **self.training)
+        ours = Pooled(model, classes=1, how=self, seed=seed)
+        ours.fit(train, grade_N[~test_N])
         scores = ours.scores([examples[i] for i in np.flatnonzero(test_N)])
         return _counts(expit([float(s[0, 0]) for s in scores]), grade_N[test_N])
 

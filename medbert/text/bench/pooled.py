@@ -6,6 +6,7 @@ Suffixes: E sequences, P pieces, D hidden, C classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,51 +25,47 @@ Example = Sequence[Sequence_]
 _SCORED = 32  # examples at once
 
 
+@dataclass(kw_only=True)
+class FineTuned:
+    """How the tasks train a `Pooled`, each with its own defaults."""
+
+    seeded = True
+    epochs: int
+    learning_rate: float
+    batch_size: int
+    longest: int
+    device: str = "auto"
+
+
 class Pooled:
     """Scores (E, C): the mean over the pieces of each sequence, through a linear layer."""
 
-    def __init__(
-        self, folder: str | Path, *, classes: int, longest: int, device: str, seed: int
-    ) -> None:
+    def __init__(self, folder: str | Path, *, classes: int, how: FineTuned, seed: int) -> None:
         torch.manual_seed(seed)
+        self.how = how
         self.encoder, self.tokenizer, _ = folders.opened(folder, "AutoModel")
         self.tokenizer.truncation_side = "left"  # what is asked stands at the end
-        self.device, config = folders.place(device), self.encoder.config
-        self.longest = min(longest, folders.longest(config, self.tokenizer))
+        self.device, config = folders.place(how.device), self.encoder.config
+        self.longest = min(how.longest, folders.longest(config, self.tokenizer))
         self.head = torch.nn.Linear(config.hidden_size, classes)
         torch.nn.init.normal_(self.head.weight, std=0.02)
         torch.nn.init.zeros_(self.head.bias)
         self.encoder, self.head = self.encoder.to(self.device), self.head.to(self.device)
 
-    def fit(
-        self,
-        examples: Sequence[Example],
-        targets: NDArray[Any],
-        *,
-        epochs: int,
-        learning_rate: float,
-        batch_size: int,
-        warmup: float = 0.1,
-    ) -> None:
+    def fit(self, examples: Sequence[Example], targets: NDArray[Any]) -> None:
         """``targets``: which sequence of an example is the right one; the class of its only
         sequence; or, floats from 0 to 1, the grade of it."""
-        weights = [*self.encoder.parameters(), *self.head.parameters()]
-        optimizer = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.01)
-        steps = epochs * -(-len(examples) // batch_size)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min((step + 1) / (warmup * steps + 1), 1 - step / steps)
+        epochs = folders.fine_tuned(
+            [*self.encoder.parameters(), *self.head.parameters()],
+            lambda own: self._loss([examples[i] for i in own], targets[own]),
+            n=len(examples),
+            epochs=self.how.epochs,
+            batch_size=self.how.batch_size,
+            learning_rate=self.how.learning_rate,
         )
         self.encoder.train()
-        for _ in range(epochs):
-            order = torch.randperm(len(examples)).tolist()
-            for i in range(0, len(order), batch_size):
-                own = order[i : i + batch_size]
-                loss = self._loss([examples[j] for j in own], targets[own])
-                optimizer.zero_grad()
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(weights, 1.0)
-                optimizer.step()
-                schedule.step()
+        for _ in epochs:
+            pass
         self.encoder.eval()
 
     @torch.inference_mode()

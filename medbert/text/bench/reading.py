@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from medbert.schema import InputError
 from medbert.text.language import Languages
 from medbert.text.notes import Note, read
 
-UNKNOWN = "unknown"
+T = TypeVar("T")
 
 
 def notes(path: str | Path, *, columns: Mapping[str, str | None] | None = None) -> list[Note]:
@@ -80,6 +80,14 @@ def held_out(names: Iterable[str], share: float) -> np.ndarray:
     """Which of the names (N,) are test ones: the same ones every time, ``share`` of them."""
     at = [int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 2**32 for name in names]
     return np.array(at) < share
+
+
+def parted(items: Sequence[T], names: Sequence[str], share: float) -> tuple[list[T], list[T]]:
+    """What is to train on, and what to test on, by ``held_out``."""
+    sides: tuple[list[T], list[T]] = [], []
+    for item, is_test in zip(items, held_out(names, share), strict=True):
+        sides[int(is_test)].append(item)
+    return sides
 
 
 def kept(path: str, found: Sequence[Any], least: int, what: str) -> None:

@@ -36,8 +36,10 @@ class Items(NamedTuple):
 class Task(Protocol):
     """``measures``: the first one is judged. ``seeded``: a seed changes what is answered."""
 
-    measures: tuple[Measure, ...]
     seeded: bool
+
+    @property
+    def measures(self) -> tuple[Measure, ...]: ...
 
     def items(self) -> Items: ...
 

@@ -4,50 +4,39 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from medbert.text.bench.pooled import Pooled
+from medbert.text.bench.pooled import FineTuned, Pooled
 from medbert.text.bench.reading import held_out, kept, language_of, table
-from medbert.text.bench.tasks import Array, Items, Measure, f1
+from medbert.text.bench.tasks import Array, Items, f1
 from medbert.text.notes import Note
 
 COLUMNS = ("term", "class")
 _STEM = 6  # terms with the same beginning are on one side of the split
 
 
-class Terms:
+@dataclass
+class Terms(FineTuned):
     """``path``: a CSV or TSV of a term and its class (NorMedTerm as it is published, or columns
     that you name). Classes of fewer than ``min_count`` terms are left out; every seed draws
     ``labelled`` terms to train on, and ``n_test`` test terms are the same ones for all."""
 
-    measures: tuple[Measure, ...] = (f1("macro F1"),)
-    seeded = True
-
-    def __init__(
-        self,
-        path: str,
-        *,
-        columns: Sequence[str] = COLUMNS,
-        labelled: int = 600,
-        n_test: int = 2000,
-        min_count: int = 200,
-        share: float = 0.3,
-        epochs: int = 10,
-        learning_rate: float = 1e-3,
-        batch_size: int = 32,
-        device: str = "auto",
-    ) -> None:
-        self.path, self.columns, self.labelled, self.n_test = path, columns, labelled, n_test
-        self.min_count, self.share, self.device = min_count, share, device
-        self.training: dict[str, Any] = {
-            "epochs": epochs,
-            "learning_rate": learning_rate,
-            "batch_size": batch_size,
-        }
+    measures = (f1("macro F1"),)
+    path: str
+    _: KW_ONLY
+    columns: Sequence[str] = COLUMNS
+    labelled: int = 600
+    n_test: int = 2000
+    min_count: int = 200
+    share: float = 0.3
+    epochs: int = 10
+    learning_rate: float = 1e-3
+    batch_size: int = 32
+    longest: int = 32
 
     @cached_property
     def _parts(self) -> tuple[list[tuple[str, int]], list[tuple[str, int]], int]:
@@ -77,9 +66,8 @@ class Terms:
     def run(self, model: Path, *, seed: int) -> Array:
         _, test, classes = self._parts
         train = self._drawn(seed)
-        ours = Pooled(model, classes=classes, longest=32, device=self.device, seed=seed)
-        targets = np.array([kind for _, kind in train])
-        ours.fit([[(term, None)] for term, _ in train], targets, **self.training)
+        ours = Pooled(model, classes=classes, how=self, seed=seed)
+        ours.fit([[(term, None)] for term, _ in train], np.array([kind for _, kind in train]))
         found = ours.scores([[(term, None)] for term, _ in test])
         return self._counts(np.array([int(s[0].argmax()) for s in found]))
 

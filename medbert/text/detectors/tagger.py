@@ -27,7 +27,7 @@ from medbert.text.detectors.thresholds import (
     tag,
     tags_of,
 )
-from medbert.text.encoders.folders import longest, opened, padded, place
+from medbert.text.encoders.folders import cut, fine_tuned, longest, opened, padded, place
 from medbert.text.encoders.pieces import Frame
 from medbert.text.notes import Note
 from medbert.text.tokens import Offsets, tokens
@@ -93,18 +93,11 @@ class Tagger(Trained):
         """Words, ids of pieces, and of each word the first piece that has a character of it (of one
         that the tokenizer drops: the piece before it)."""
         words = tokens(text)
-        made = self.tokenizer(
-            text,
-            add_special_tokens=False,
-            split_special_tokens=True,  # "[SEP]" in a note is text
-            return_offsets_mapping=True,
-            verbose=False,
-        )
-        start_P, end_P = np.array(made["offset_mapping"], np.int64).reshape(-1, 2).T
+        ids_P, start_P, end_P = cut(text, self.tokenizer)
         start_W, end_W = np.array(words, np.int64).reshape(-1, 2).T
         last_W = np.maximum(np.searchsorted(start_P, end_W) - 1, 0)
         first_W = np.minimum(np.searchsorted(end_P, start_W, "right"), last_W)
-        return words, np.array(made["input_ids"], np.int64), first_W
+        return words, ids_P, first_W
 
     @torch.inference_mode()
     def _read(self, ids: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -141,8 +134,7 @@ class Tagger(Trained):
     ) -> Self:
         """Fine-tunes the encoder in the folder ``base`` on notes with gold spans.
 
-        The loss sees the first piece of each word. The rate rises over the share ``warmup`` of the
-        steps, then falls linearly to nothing.
+        The loss sees the first piece of each word. For the rate see ``fine_tuned``.
         """
         notes = [note for note in notes if note.spans is not None]
         tags = tags_of(span for note in notes for span in note.spans or ())
@@ -154,25 +146,19 @@ class Tagger(Trained):
             raise InputError(f"{base}: weights of the encoder are missing ({missing[0]} ...)")
         self = cls(model, tokenizer, overlap=overlap, batch_size=batch_size, device=device)
         examples = [example for note in notes for example in self._examples(note)]
-        optimizer = torch.optim.AdamW(
-            model.parameters(), lr=learning_rate, weight_decay=weight_decay
-        )
-        steps = epochs * -(-len(examples) // batch_size)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min((step + 1) / (warmup * steps + 1), 1 - step / steps)
+        losses = fine_tuned(
+            [*model.parameters()],
+            lambda own: self._loss([examples[i] for i in own]),
+            n=len(examples),
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            warmup=warmup,
         )
         model.train()
-        for epoch in range(epochs):
-            order, losses = torch.randperm(len(examples)).tolist(), []
-            for i in range(0, len(order), batch_size):
-                loss = self._loss([examples[j] for j in order[i : i + batch_size]])
-                optimizer.zero_grad()
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-                schedule.step()
-                losses.append(float(loss.detach()))
-            log.info("epoch %d of %d: loss %.4f", epoch + 1, epochs, np.mean(losses))
+        for epoch, loss in enumerate(losses, 1):
+            log.info("epoch %d of %d: loss %.4f", epoch, epochs, loss)
         model.eval()
         return self
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -74,6 +75,19 @@ def place(device: str) -> torch.device:
     return torch.device(cuda if device == "auto" else device)
 
 
+def cut(text: str, tokenizer: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The pieces of a text, without special ones: their ids, and where each starts and ends."""
+    made = tokenizer(
+        text,
+        add_special_tokens=False,
+        split_special_tokens=True,  # "[SEP]" in a note is text
+        return_offsets_mapping=True,
+        verbose=False,
+    )
+    start_P, end_P = np.array(made["offset_mapping"], np.int64).reshape(-1, 2).T
+    return np.array(made["input_ids"], np.int64), start_P, end_P
+
+
 def padded(
     pieces: Sequence[Sequence[int]], tokenizer: Any, frame: Frame
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -86,3 +100,35 @@ def padded(
     end_B1 = torch.tensor([[len(own)] for own in pieces]) + start
     own_BL = (place_L >= start) & (place_L < end_B1)
     return ids_BL, (place_L < end_B1 + len(frame.after)).long(), own_BL
+
+
+def fine_tuned(
+    weights: Sequence[Tensor],
+    loss_of: Callable[[list[int]], Tensor],
+    *,
+    n: int,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    weight_decay: float = 0.01,
+    warmup: float = 0.1,
+) -> Iterator[float]:
+    """Trains the ``weights`` on ``n`` examples, of which ``loss_of`` takes the numbers; yields the
+    mean loss of each epoch. The rate rises over the share ``warmup`` of the steps, then falls
+    linearly to nothing."""
+    optimizer = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=weight_decay)
+    steps = epochs * -(-n // batch_size)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / (warmup * steps + 1), 1 - step / steps)
+    )
+    for _ in range(epochs):
+        order, losses = torch.randperm(n).tolist(), []
+        for i in range(0, n, batch_size):
+            loss = loss_of(order[i : i + batch_size])
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(weights, 1.0)
+            optimizer.step()
+            schedule.step()
+            losses.append(float(loss.detach()))
+        yield float(np.mean(losses))
