@@ -70,8 +70,12 @@ class Languages:
         self._words: dict[str, tuple[NDArray[np.float32], int]] = {}
 
     @classmethod
+    @cache
     def shipped(cls) -> Languages:
-        return _shipped()
+        with files(__package__).joinpath("data", "language.npz").open("rb") as file:
+            saved = np.load(file, allow_pickle=False)
+            names = [str(name) for name in saved["names"]]
+            return cls(names, saved["weights"], saved["bias"], unit=float(saved["unit"]))
 
     def scores(self, said: Iterable[str]) -> NDArray[Any]:
         """The log-odds of each language, of these words together (in lower case)."""
@@ -122,15 +126,3 @@ class Languages:
         shares = {name: n / len(said) for name, n in votes.most_common()}
         first = next(iter(shares))
         return Guess(MIXED if 1 - shares[first] >= _MIXED_SHARE else first, shares)
-
-
-@cache
-def _shipped() -> Languages:
-    with files(__package__).joinpath("data", "language.npz").open("rb") as file:
-        saved = np.load(file, allow_pickle=False)
-        return Languages(
-            [str(name) for name in saved["names"]],
-            saved["weights"],
-            saved["bias"],
-            unit=float(saved["unit"]),
-        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import cache
 from importlib.resources import files
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -38,23 +38,25 @@ class Lists(NamedTuple):
 def shipped() -> Lists:
     """The lists of ``data/``."""
     given, surnames, common, function, eponyms = (
-        frozenset(_text(f"{name}.txt").casefold().split()) for name in Lists._fields[:5]
+        frozenset(data(f"{name}.txt").casefold().split()) for name in Lists._fields[:5]
     )
-    places, regions, units = (
-        tuple(_text(f"{name}.txt").splitlines()) for name in Lists._fields[5:]
-    )
+    places, regions, units = (tuple(data(f"{name}.txt").splitlines()) for name in Lists._fields[5:])
     return Lists(given, surnames, common, function, eponyms, places, regions, units)
 
 
-def _text(name: str) -> str:
+def data(name: str) -> str:
+    """What a file of ``data/`` says."""
     return files(__package__).joinpath("data", name).read_text(encoding="utf-8")
 
 
 @cache
-def _calendar(what: str) -> tuple[tuple[str, ...], ...]:
+def calendar() -> dict[str, Any]:
+    return yaml.safe_load(data("calendar.yaml"))
+
+
+def _calendar(what: str) -> list[tuple[str, ...]]:
     """The names of each month or weekday in all languages."""
-    named = [names.split() for names in yaml.safe_load(_text("calendar.yaml"))[what].values()]
-    return tuple(zip(*named, strict=True))
+    return [*zip(*(names.split() for names in calendar()[what].values()), strict=True)]
 
 
 @cache
@@ -68,7 +70,7 @@ def months() -> tuple[str, ...]:
 def _cues() -> dict[str, tuple[str, ...]]:
     found = {
         name: tuple(words.replace("_", " ") for words in text.split())
-        for name, text in yaml.safe_load(_text("cues.yaml")).items()
+        for name, text in yaml.safe_load(data("cues.yaml")).items()
     }
     days = {day for names in _calendar("weekdays") for day in names}
     return found | {"month": tuple("|".join(months()).split("|")), "weekday": tuple(sorted(days))}

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 from medbert.schema import InputError
+from medbert.text.corpus.plain import PlainText
 from medbert.text.language import Languages
 from medbert.text.notes import Note, read
 
 T = TypeVar("T")
 
 
-def notes(path: str | Path, *, columns: Mapping[str, str | None] | None = None) -> list[Note]:
+def notes(path: str | Path) -> list[Note]:
     """Notes in any format of ``text.notes``; of ``.txt`` and ``.txt.gz`` files a line is one."""
     path = Path(path)
     if path.is_file() and ".txt" in path.suffixes:
-        return [Note(f"{path.name}-{i}", line) for i, line in enumerate(_lines(path)) if line]
-    return list(read(path, columns=columns))
+        return [Note(line.note_id, line.text) for line in PlainText(path).documents()]
+    return list(read(path))
 
 
 def by_line(given: Iterable[Note]) -> Iterator[Note]:
@@ -38,15 +38,6 @@ def by_line(given: Iterable[Note]) -> Iterator[Note]:
             if line.strip():
                 yield note._replace(note_id=f"{note.note_id}-{number}", text=line, spans=spans)
             at = end
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        opened: Any = gzip.open if path.suffix == ".gz" else open
-        with opened(path, "rt", encoding="utf-8") as stream:
-            return [line.strip() for line in stream]
-    except (OSError, UnicodeDecodeError):
-        raise InputError(f"{path}: no UTF-8 text with a document a line") from None
 
 
 def table(path: str | Path, names: Sequence[str]) -> list[dict[str, str]]:

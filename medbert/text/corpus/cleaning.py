@@ -55,8 +55,7 @@ def sort_into(folder: Path, notes: Iterable[Note], *, n_files: int) -> Iterator[
             row = {name: value for name, value in note._asdict().items() if name != "spans"}
             line = json.dumps(row, default=str) + "\n"
             digest.update(line.encode())
-            whose = note.patient_id or f"note {note.note_id}"
-            files[_number(whose) % n_files].write(line)
+            files[_number(_whose(note)) % n_files].write(line)
             count += 1
             yield 1
     told = json.dumps({"notes": count, "sha256": digest.hexdigest()})
@@ -64,9 +63,8 @@ def sort_into(folder: Path, notes: Iterable[Note], *, n_files: int) -> Iterator[
 
 
 def _number(whose: str) -> int:
-    return int.from_bytes(
-        hashlib.blake2b(whose.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    )
+    said = whose.encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(said, digest_size=8).digest())
 
 
 def clean_file(file: Path, made: Path, rules: Rules) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from hashlib import blake2b
 
 import numpy as np
@@ -67,7 +68,7 @@ class Signatures:
         )
         self._factor, self._more = numbers[0] | np.uint64(1), numbers[1]
         self._power = self._factor[0] ** np.arange(SHINGLE, dtype=np.uint64)
-        self._hashes: dict[str, int] = {}
+        self._hash = lru_cache(_KNOWN_WORDS)(self._hash_of)
 
     def of(self, text: str) -> Signature:
         """Of a text that has no word: all ones."""
@@ -83,15 +84,9 @@ class Signatures:
             np.minimum(least, (mixed >> np.uint64(32)).astype(np.uint32).min(0), out=least)
         return least
 
-    def _hash(self, word: str) -> int:
-        if (known := self._hashes.get(word)) is not None:
-            return known
-        if len(self._hashes) >= _KNOWN_WORDS:
-            self._hashes.clear()
+    def _hash_of(self, word: str) -> int:
         said = _DIGIT.sub("0", word).encode("utf-8", "surrogatepass")
-        digest = blake2b(said, digest_size=8, key=self._key).digest()
-        self._hashes[word] = number = int.from_bytes(digest)
-        return number
+        return int.from_bytes(blake2b(said, digest_size=8, key=self._key).digest())
 
 
 def alike(a: NDArray[np.uint32], b: NDArray[np.uint32]) -> NDArray[np.float64]:

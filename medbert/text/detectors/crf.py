@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Self
@@ -141,27 +141,17 @@ class Features:
 
     def __init__(self) -> None:
         self.lists, self.rules = word_lists(), Rules()
-        self._cache: dict[str, list[tuple[str, ...]]] = {}
+        self.known = lru_cache(_CACHED)(self._known)
 
     def of(self, text: str) -> TextFeatures:
-        words = tokens(text)
-        forms = [text[start:end] for start, end in words]
-        if len(self._cache) > _CACHED:
-            self._cache.clear()
-        known = [self._cache.get(form) or self._known(form) for form in forms]
-        by_rule = tag(words, self.rules.detect(text))
-        return TextFeatures(text, words=words, forms=forms, known=known, by_rule=by_rule)
+        return TextFeatures(text, self)
 
     def _known(self, form: str) -> list[tuple[str, ...]]:
         """What a word says of the words 3, 2 and 1 behind it, of itself, of those before it, and
         its shape."""
         low, shape = form.lower(), _shape(form)
         word = f"w={low}" if not form.isdigit() or len(form) < 4 else f"w={'0' * len(form)}"
-        near = [
-            word,
-            f"s={shape}",
-            *(f"L={name}" for name in self.lists if low in self.lists[name]),
-        ]
+        near = [word, f"s={shape}", *(f"L={name}" for name, of in self.lists.items() if low in of)]
         own = [*near, f"c={_case(form)}", f"l={min(len(form), 12)}"]
         own += [f"p{n}={low[:n]}" for n in (1, 2, 3, 4) if len(low) > n]
         own += [f"e{n}={low[-n:]}" for n in (1, 2, 3, 4) if len(low) > n]
@@ -169,28 +159,20 @@ class Features:
         by_distance = {-3: near[:1], -2: near, -1: beside, 1: beside, 2: near, 3: near[:1]}
         around = {d: tuple(f"{d}{f}" for f in fs) for d, fs in by_distance.items()}
         around[0] = tuple(own)
-        made = [around[d] for d in range(-3, 4)] + [(shape,)]
-        self._cache[form] = made
-        return made
+        return [around[d] for d in range(-3, 4)] + [(shape,)]
 
 
 class TextFeatures:
     """The features of the words of one text."""
 
-    def __init__(
-        self,
-        text: str,
-        *,
-        words: Sequence[Offsets],
-        forms: Sequence[str],
-        known: Sequence[Sequence[tuple[str, ...]]],
-        by_rule: Sequence[str],
-    ) -> None:
-        self.words, self.forms, self.known = words, forms, known
-        self.by_rule = [OUTSIDE, *by_rule, OUTSIDE]
-        self.low = ["<<", "<", *(form.lower() for form in forms), ">", ">>"]  # word i is at i + 2
-        self.shape = ["", *(of_word[-1][0] for of_word in known), ""]
-        self.place = _places(text, words, self.low[2:-2])
+    def __init__(self, text: str, of: Features) -> None:
+        self.words = tokens(text)
+        self.forms = [text[start:end] for start, end in self.words]
+        self.known = [of.known(form) for form in self.forms]
+        self.by_rule = [OUTSIDE, *tag(self.words, of.rules.detect(text)), OUTSIDE]
+        self.low = ["<<", "<", *map(str.lower, self.forms), ">", ">>"]  # word i is at i + 2
+        self.shape = ["", *(of_word[-1][0] for of_word in self.known), ""]
+        self.place = _places(text, self.words, self.low[2:-2])
         self.elsewhere = dict(self._elsewhere())
 
     def pieces(self) -> Iterator[tuple[int, int]]:
@@ -248,15 +230,10 @@ class TextFeatures:
             always = ["D"] if len(capital) == len(same) else ["D", "D=low"]
             for i in capital:
                 others = [j for j in capital if j != i]
-                told = {
-                    f
-                    for j in others[:2] + others[-2:]
-                    for f in (
-                        f"D-={self.low[j + 1]}",
-                        f"D+={self.low[j + 3]}",
-                        f"Dk={self.place[j][0]}",
-                    )
-                }
+                told: set[str] = set()
+                for j in others[:2] + others[-2:]:
+                    told |= {f"D-={self.low[j + 1]}", f"D+={self.low[j + 3]}"}
+                    told.add(f"Dk={self.place[j][0]}")
                 yield i, always + sorted(told)
 
 

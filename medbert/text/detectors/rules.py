@@ -32,22 +32,27 @@ from medbert.text.lists import PARTICLES, UPPER, any_of, cues, months
 from medbert.text.spans import merge
 
 CARE, STREET, POST = "LOCATION:CARE_UNIT", "LOCATION:STREET", "LOCATION:POSTCODE"
+PHONE = "CONTACT:PHONE"
 NUMBER, CAPITAL, SIGN, ANYWHERE = "0", "A", "#", ""
 _TOKEN = re.compile(rf"\d+|[#+(]|[{UPPER}]?[^\W\d_{UPPER}]+|[{UPPER}]+(?![^\W\d_{UPPER}])")
 
-
 M = rf"(?i:{'|'.join(months())})(?![^\W\d_])\.?"  # digits may be glued to it
 D, Y, SEP = r"(?:3[01]|[12]\d|0?[1-9])", r"(?:1[89]|20)\d\d", r"\s?[./-]{1,2}\s?"
+YY = rf"(?:{Y}|['’]\d\d)"  # or '20
 TH, OF, GAP = r"(?:st|nd|rd|th|º)?", r"(?:of |de |del )?", r"[\s,./-]{0,3}"
 SHORT = rf"(?:{Y}|['’-]\d\d|\d\d(?=[,;.)\n]|$))"  # a year after day and month
 NEW = r"(?<![\w.,/-])"  # no part of another number
 NO = r"(?!\d|[.,/-]\d)"  # nor does one go on
 GLUED = r"(?<![\d.,/-])"  # as NEW, where a word may end at it
 N = rf"{NEW}(1[0-2]\d|\d{{1,2}})(?!\d)"  # an age
-AGE_ENDS = r"(?=[,.;)](?!\d)|$|\n| (?:er|og|har|and|is|has|years?|år)\b)"
+N_ENDS = rf"{N}(?=[,.;)](?!\d)|$|\n| (?:er|og|har|and|is|has|years?|år)\b)"
+DOMAIN = r"(?<![\w.@-])(?:[a-z0-9-]{1,60}\.){1,5}(?:com|org|net|edu|gov|info|co\.uk)"
 BYTE = r"(?:25[0-5]|2[0-4]\d|1?\d?\d)"
 TIME = r"(?:year|yr|month|week|day|wk|mo)s?"
 NOT_FOR = "".join(rf"(?<!\b{word} )" for word in ("i", "for", "om", "over", "hver", "siste"))
+NO_SPAN = r"(?! (?:siden|etter|før|tidl|med|tilb|fram|senere))"  # years that are no age
+NO_DEGREE = r"(?!%| ?(?:degrees|°|times|grader))"
+COMES = r"(?=[\s,]+(?:with|w/|who|pt|patient|present|c/o|s/p|pmh))"  # behind 34F
 LETTERS = r"[^\W\d_]{1,30}+"  # never taken back: what looks like nothing costs no time
 HEAD = rf"[{UPPER}][^\W\d_]{{0,20}}"  # the beginning of a word
 CAP = rf"[{UPPER}](?:{LETTERS})?+(?:[-'’]{LETTERS}){{0,3}}+"
@@ -66,9 +71,13 @@ IS = (
 )
 CODE = r"(#?(?:[A-Za-z]{1,6}[-/]?)?\d[\dA-Za-z]{0,30}(?:[-/]\n?[\dA-Za-z]{1,30}){0,5})"
 DIAL = r"(\(?\+?\d[\d \xa0()./-]{4,18}\d(?: ?(?:x|ext\.?) ?\d{1,5})?)"
-ENHET = rf"(?i:{any_of('enhet')})(?:et|en|a)?\b"  # the end of a Norwegian care unit's name
+ENHET = rf"(?:(?<=\w)| \w{{0,20}})(?i:{any_of('enhet')})(?:et|en|a)?\b"  # a unit's name ends
 DEPARTMENT = rf"\w{{0,20}}(?i:{any_of('department')})\w{{0,30}}+\.?-?"
 PART = rf"(?:,? (?:(?:og|for|i|-|–) )?(?:{DEPARTMENT}|(?!{M}){CAP}))*"  # what may follow it
+GATE = rf"(?:(?<!a)gt\.?|{any_of('gate')})"
+UNIT, COMPANY = (rf"(?:{any_of(cues)})(?!\w)" for cues in ("unit", "company"))
+WORK = rf"(?:{any_of('place_of_work')})"
+TO = r"(?: (?:in|at|to|from|på|i|ved|til|fra|the|our|an?))+:?"
 STATE = rf"(?:{any_of('state')})"
 FLAT = r"(?i:apt|suite|unit|box|flat|leil)\.? ?(?:\d{1,4}[A-Z]?|H\d{4})\b"
 ADDRESS = rf"(?=[^\n]{{0,60}}\d)(?:\d{{1,5}} )?{CAP}[^\n;|]{{2,60}}[\w)]"  # with a number in it
@@ -86,14 +95,8 @@ DATES = (
     Rule("DATE", 0.97, NUMBER, rf"{Y}{SEP}(?:1[0-2]|0?\d){SEP}{D}(?!\d)(?:[T ]\d\d:\d\d[\d:Z]*)?"),
     Rule("DATE", 0.97, NUMBER, rf"{GLUED}{D}{SEP}{D}{SEP}['’]?(?:{Y}|\d\d)(?![\d/-])", day),
     Rule("DATE", 0.97, NUMBER, rf"{D}\.?{TH}{GAP}{OF}{M}(?:{GAP}{OF}{SHORT})?(?!\d)", month),
-    Rule(
-        "DATE",
-        0.95,
-        "month",
-        rf"\.?\s?{D}{TH}(?:[,.]?\s?(?:{Y}|['’]\d\d))?(?![\d%]|[.,/]\d)",
-        month,
-    ),
-    Rule("DATE", 0.95, "month", rf"\.?{GAP}{OF}(?:{Y}|['’]\d\d)(?!\d)"),
+    Rule("DATE", 0.95, "month", rf"\.?\s?{D}{TH}(?:[,.]?\s?{YY})?(?![\d%]|[.,/]\d)", month),
+    Rule("DATE", 0.95, "month", rf"\.?{GAP}{OF}{YY}(?!\d)"),
     Rule("DATE", 0.8, NUMBER, rf"{NEW}(?:1[0-2]|0?[1-9])\s?[/.-]\s?{Y}{NO}"),
     Rule("DATE", 0.8, NUMBER, rf"{NEW}{Y}[/-](?:1[0-2]|0[1-9]){NO}"),
     Rule("DATE", 0.8, "dated", rf":?\s({D}\s?[./]\s?{D}\.?)(?![\d%]|[./]\d|\s?mg)", day),
@@ -112,58 +115,33 @@ AGES = (
     Rule("AGE", 0.95, NUMBER, rf"{N}[ \n-]?(?:{TIME}[ -](?:old|of age)|y\.?\s?/?o\b)"),
     Rule("AGE", 0.95, NUMBER, rf"{N}[ -]?(?:år|mnd|måneder|uker|dager) (?:gam[lm]|alder)"),
     Rule("AGE", 0.95, NUMBER, rf"{N}[ -]?(?:års?ig|åring|jährig|Jahre alt|(?:meses|años) de edad)"),
-    Rule(
-        "AGE", 0.6, NUMBER, rf"{NOT_FOR}{N} ?år\b(?! (?:siden|etter|før|tidl|med|tilb|fram|senere))"
-    ),
+    Rule("AGE", 0.6, NUMBER, rf"{NOT_FOR}{N} ?år\b{NO_SPAN}"),
     Rule("AGE", 0.8, NUMBER, rf"(?<!hace )(?<!durante ){N} años(?! (?:de|desp|antes)\b)"),
-    Rule(
-        "AGE", 0.9, "aged", rf"\W{{0,4}}(?:is |er |på |of )?{N}(?!%| ?(?:degrees|°|times|grader))"
-    ),
+    Rule("AGE", 0.9, "aged", rf"\W{{0,4}}(?:is |er |på |of )?{N}{NO_DEGREE}"),
     Rule("AGE", 0.8, "his", rf"(?: early| mid-?| late)? {N}(?:['’]?s\b|-?år(?:ene|a)\b)"),
-    Rule(
-        "AGE", 0.7, NUMBER, rf"{N} ?[MFmf](?=[\s,]+(?:with|w/|who|pt|patient|present|c/o|s/p|pmh))"
-    ),
+    Rule("AGE", 0.7, NUMBER, rf"{N} ?[MFmf]{COMES}"),
     Rule("AGE", 0.8, NUMBER, rf"{N}-?års?alder(?:en)?"),
-    Rule("AGE", 0.6, "was", rf" {N}{AGE_ENDS}"),
-    Rule(
-        "AGE", 0.6, "relative", rf"(?: {CAP})? (?:på|of|er|is|var|was|ble|blei|vart) {N}{AGE_ENDS}"
-    ),
+    Rule("AGE", 0.6, "was", rf" {N_ENDS}"),
+    Rule("AGE", 0.6, "relative", rf"(?: {CAP})? (?:på|of|er|is|var|was|ble|blei|vart) {N_ENDS}"),
     Rule("AGE", 0.9, "teens tens ninety", r"(?:[- ]\w+)??(?=[- ](?i:years?[- ]old))"),
     Rule("AGE", 0.9, "nonagenarian", ""),
 )
 CONTACTS = (
     Rule("CONTACT:EMAIL", 0.99, ANYWHERE, r"(?<![\w.+-])[\w.+-]{1,64}+@[\w-]+(?:\.[\w-]+)+"),
     Rule("CONTACT:URL", 0.97, "url", r"(?:://|\.)[^\s<>\"')\]]*[\w/]"),
-    Rule(
-        "CONTACT:URL",
-        0.6,
-        ANYWHERE,
-        r"(?<![\w.@-])(?:[a-z0-9-]{1,60}\.){1,5}(?:com|org|net|edu|gov|info|co\.uk)\b(?:/\w[^\s)]*)?",
-    ),
+    Rule("CONTACT:URL", 0.6, ANYWHERE, DOMAIN + r"\b(?:/\w[^\s)]*)?"),
     Rule("CONTACT:IP", 0.9, NUMBER, rf"(?<![\d.])(?:{BYTE}\.){{3}}{BYTE}(?![\d.])"),
     Rule("CONTACT:IP", 0.9, ANYWHERE, r"(?<![\w:])(?:[0-9a-fA-F]{1,4}:){5,7}[0-9a-fA-F]{1,4}\b"),
     Rule("CONTACT:FAX", 0.95, "fax", rf"\W{{0,2}}{IS}{DIAL}", number),
-    Rule("CONTACT:PHONE", 0.95, "phone", rf"\W{{0,2}}{IS}(?:phone\W*|tel\W*)?{DIAL}", number),
-    Rule("CONTACT:PHONE", 0.9, NUMBER, r"(?<![\d-])(?:1[-. ])?\d{3}[-. ]\d{3}[-. ]\d{4}(?![\d-])"),
-    Rule("CONTACT:PHONE", 0.9, SIGN, r"(?:\+?1[-. ]?)?\(\d{3}\) ?\d{3}[-. ]\d{4}(?![\d-])"),
-    Rule("CONTACT:PHONE", 0.95, SIGN, r"\+[1-9]\d{0,2}(?:[ ()./-]{0,2}\d){6,12}(?!\d)"),
-    Rule(
-        "CONTACT:PHONE", 0.95, NUMBER, rf"{NEW}00[1-9]\d{{0,2}}(?:[ ()./-]{{0,2}}\d){{6,12}}(?!\d)"
-    ),
-    Rule(
-        "CONTACT:PHONE",
-        0.8,
-        NUMBER,
-        rf"{NEW}(?:[2-9]\d(?: \d\d){{3}}|[2-9]\d\d \d\d \d{{3}}){NO}",
-    ),
-    Rule("CONTACT:PHONE", 0.8, NUMBER, rf"{NEW}0\d{{2,4}}[ -]\d{{3,4}}[ -]?\d{{3,4}}(?!\d)"),
-    Rule("CONTACT:PHONE", 0.7, NUMBER, rf"{NEW}0\d{{1,3}}(?:[ -]\d{{2,3}}){{3,4}}{NO}"),
-    Rule(
-        "CONTACT:PHONE",
-        0.8,
-        NUMBER,
-        rf"{NEW}\d[\d ]{{6,12}}\d(?=[ -](?i:fax|office|mobile|cell)\b)",
-    ),
+    Rule(PHONE, 0.95, "phone", rf"\W{{0,2}}{IS}(?:phone\W*|tel\W*)?{DIAL}", number),
+    Rule(PHONE, 0.9, NUMBER, r"(?<![\d-])(?:1[-. ])?\d{3}[-. ]\d{3}[-. ]\d{4}(?![\d-])"),
+    Rule(PHONE, 0.9, SIGN, r"(?:\+?1[-. ]?)?\(\d{3}\) ?\d{3}[-. ]\d{4}(?![\d-])"),
+    Rule(PHONE, 0.95, SIGN, r"\+[1-9]\d{0,2}(?:[ ()./-]{0,2}\d){6,12}(?!\d)"),
+    Rule(PHONE, 0.95, NUMBER, rf"{NEW}00[1-9]\d{{0,2}}(?:[ ()./-]{{0,2}}\d){{6,12}}(?!\d)"),
+    Rule(PHONE, 0.8, NUMBER, rf"{NEW}(?:[2-9]\d(?: \d\d){{3}}|[2-9]\d\d \d\d \d{{3}}){NO}"),
+    Rule(PHONE, 0.8, NUMBER, rf"{NEW}0\d{{2,4}}[ -]\d{{3,4}}[ -]?\d{{3,4}}(?!\d)"),
+    Rule(PHONE, 0.7, NUMBER, rf"{NEW}0\d{{1,3}}(?:[ -]\d{{2,3}}){{3,4}}{NO}"),
+    Rule(PHONE, 0.8, NUMBER, rf"{NEW}\d[\d ]{{6,12}}\d(?=[ -](?i:fax|office|mobile|cell)\b)"),
 )
 IDS = (
     Rule("ID:SSN", 0.85, NUMBER, r"(?<![\d-])\d{3}-\d\d-\d{4}(?![\d-])"),
@@ -205,12 +183,7 @@ PLACES = (
         r"(?:,? (?i:apt|suite|unit|ste|#)\.? ?\w+)?",
     ),
     Rule(STREET, 0.7, CAPITAL, rf"(?:{CAP} ){{1,3}}(?:Street|Avenue|Road|Boulevard|Lane)\b"),
-    Rule(
-        STREET,
-        0.9,
-        CAPITAL,
-        rf"(?:{CAP}[ -]){{0,3}}(?:{HEAD})??(?:(?<!a)gt\.?|{any_of('gate')}) ?\d{{1,4}} ?[A-Z]?\b",
-    ),
+    Rule(STREET, 0.9, CAPITAL, rf"(?:{CAP}[ -]){{0,3}}(?:{HEAD})??{GATE} ?\d{{1,4}} ?[A-Z]?\b"),
     Rule(STREET, 0.85, "calle", rf"\.? (?:de |del |la )*{RUN}(?:,? (?:nº ?)?\d+)?"),
     Rule(STREET, 0.85, NUMBER, rf"\d{{1,5}} (?:\d{{1,4}} )?(?:{CAP} ){{1,4}}(?:\d{{1,4}} )?{FLAT}"),
     Rule(STREET, 0.8, CAPITAL, rf"(?:{CAP} ){{1,3}}\d{{1,4}} {FLAT}"),
@@ -225,43 +198,14 @@ PLACES = (
     Rule("LOCATION", 0.75, "home", rf"\s?[:=]\s*({TOWN})", unit),
     Rule("LOCATION", 0.6, "from", rf"(?<![A-Z]) (?:the )?({TOWN})", named),
     Rule(CARE, 0.75, "care", rf"\s?[:=]\s*({RUN}{PART})", named),
-    Rule(
-        CARE,
-        0.9,
-        CAPITAL,
-        rf"{RUN} (?:{any_of('unit')})(?!\w)(?: (?:of|at|in) (?!{M}){CAP}(?: {CAP})*)?",
-        unit,
-    ),
+    Rule(CARE, 0.9, CAPITAL, rf"{RUN} {UNIT}(?: (?:of|at|in) (?!{M}){CAP}(?: {CAP})*)?", unit),
     Rule(CARE, 0.8, "saint", rf"\.? (?-i:[{UPPER}])[\w-]+(?:['’]s?\b)?"),
-    Rule(
-        CARE,
-        0.8,
-        CAPITAL,
-        rf"{CAP}(?: {CAP}){{0,2}}(?: \w+)? (?:{any_of('place_of_work')})\b",
-        listed,
-    ),
-    Rule(
-        CARE,
-        0.9,
-        CAPITAL,
-        rf"(?:{CAP}-?(?: og)? ){{0,3}}(?:{HEAD})?(?:(?<=\w)| \w{{0,20}}){ENHET}{PART}",
-        unit,
-    ),
+    Rule(CARE, 0.8, CAPITAL, rf"{CAP}(?: {CAP}){{0,2}}(?: \w+)? {WORK}\b", listed),
+    Rule(CARE, 0.9, CAPITAL, rf"(?:{CAP}-?(?: og)? ){{0,3}}(?:{HEAD})?{ENHET}{PART}", unit),
     Rule(CARE, 0.9, "helse", rf",? (?:i )?(?:{CAP}|{DEPARTMENT}){PART}"),
     Rule(CARE, 0.9, CAPITAL, rf"(?:{CAP} ){{1,3}}(?:DPS|BUP|HF)\b{PART}"),
-    Rule(
-        CARE,
-        0.6,
-        "visited",
-        rf"(?: (?:in|at|to|from|på|i|ved|til|fra|the|our|an?))+:? (?!Dr|Mr|Ms|Prof)({RUN})",
-        named,
-    ),
-    Rule(
-        "ORGANISATION",
-        0.7,
-        CAPITAL,
-        rf"(?:{CAP},? (?:(?:and|og|&) )?){{1,3}}(?:{any_of('company')})(?!\w)",
-    ),
+    Rule(CARE, 0.6, "visited", rf"{TO} (?!Dr|Mr|Ms|Prof)({RUN})", named),
+    Rule("ORGANISATION", 0.7, CAPITAL, rf"(?:{CAP},? (?:(?:and|og|&) )?){{1,3}}{COMPANY}"),
     Rule("ORGANISATION", 0.75, CAPITAL, rf"{CAP}(?:, {CAP})? (?:&|and|og) (?:Sons|Sønner|Co)\b\.?"),
     Rule("ORGANISATION", 0.6, "employed", rf":? (?:the )?({RUN})", named),
 )

@@ -20,7 +20,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache, lru_cache
-from importlib.resources import files
 from random import Random
 from typing import NamedTuple
 
@@ -28,7 +27,7 @@ import yaml
 
 from medbert.schema import InputError
 from medbert.text.ids import CHECKS, adds_up
-from medbert.text.lists import PARTICLES, shipped
+from medbert.text.lists import PARTICLES, data, shipped
 from medbert.text.redaction.shift import keyed, subject_number
 from medbert.text.redaction.written_dates import cased
 
@@ -71,8 +70,7 @@ class Mention(NamedTuple):
 
 @cache
 def lists_of(language: str) -> dict[str, tuple[str, ...]]:
-    file = files("medbert.text") / "data" / "surrogates" / f"{language}.yaml"
-    lists = yaml.safe_load(file.read_text(encoding="utf-8"))
+    lists = yaml.safe_load(data(f"surrogates/{language}.yaml"))
     return {
         name: tuple(words.strip().split(", ") if ", " in words else words.split())
         for name, words in lists.items()

@@ -9,12 +9,11 @@ import re
 from collections.abc import Iterator
 from datetime import date, timedelta
 from functools import lru_cache
-from importlib.resources import files
 from typing import NamedTuple
 
-import yaml
+from medbert.text.lists import calendar
 
-_WORDS = yaml.safe_load((files("medbert.text") / "data" / "calendar.yaml").read_text("utf-8"))
+_WORDS = calendar()
 _NAMES: dict[str, dict[str, list[str]]] = {
     kind: {language: names.split() for language, names in _WORDS[kind].items()}
     for kind in ("months", "weekdays")

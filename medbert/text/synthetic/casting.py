@@ -6,14 +6,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import cache
-from importlib.resources import files
 from random import Random
 from typing import Any, NamedTuple
 
 import yaml
 
 from medbert.text.ids import adds_up
-from medbert.text.lists import common, shipped
+from medbert.text.lists import common, data, shipped
 from medbert.text.redaction.surrogates import lists_of
 
 _UNLISTED = 0.4  # of names that are ``wide``: those that are on no list
@@ -34,8 +33,7 @@ class Person(NamedTuple):
 @cache
 def grammar(language: str) -> dict[str, Any]:
     """What notes of a language are made of: ``data/notes``."""
-    file = files("medbert.text").joinpath("data", "notes", f"{language}.yaml")
-    return dict(yaml.safe_load(file.read_text(encoding="utf-8")))
+    return dict(yaml.safe_load(data(f"notes/{language}.yaml")))
 
 
 @cache
