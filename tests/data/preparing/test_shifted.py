@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from conftest import records_of
+from intervals import intervals_kept
 
 import medbert
 from medbert.data.preparing.shift import shifted
@@ -16,7 +17,7 @@ from medbert.data.sources.flat import Flat
 from medbert.data.sources.meds import Meds
 from medbert.data.store import STATIC, Store
 from medbert.schema import BIRTH, DAY_US, DEATH, PREDICTION_TIME, SUBJECT_ID, InputError
-from medbert.text.redaction.shift import Shift, intervals_kept
+from medbert.text.redaction.shift import Shift
 
 SYNTHETIC = Path(__file__).resolve().parents[3] / "data_synthetic" / "meds"
 KEY = b"a secret of more than sixteen bytes"

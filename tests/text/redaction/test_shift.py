@@ -9,10 +9,11 @@ from datetime import date, datetime, timedelta
 
 import pyarrow as pa
 import pytest
+from intervals import intervals_kept
 
 from medbert.data.sources.columns import identifiers
 from medbert.schema import InputError
-from medbert.text.redaction.shift import Shift, intervals_kept, read_key, subject_number
+from medbert.text.redaction.shift import Shift, read_key, subject_number
 from medbert.text.redaction.written_dates import Dated, Known, is_relative, move, read
 
 KEY = b"a secret of more than sixteen bytes"
