@@ -14,37 +14,10 @@ from medbert.text.detectors.words import Persons
 LABELS = ("NAME", "AGE", "DATE", "ID", "LOCATION", "CONTACT", "ORGANISATION")
 """What a detector may find; a finer kind may stand after a colon (``ID:SSN``)."""
 
-OTHER_NUMBER = "R: any other unique identifying number, characteristic or code"
-SAFE_HARBOR = {
-    "NAME": "A: names",
-    "LOCATION": "B: geographic subdivisions smaller than a state",
-    "ORGANISATION": "B: geographic subdivisions smaller than a state",
-    "DATE": "C: elements of dates but the year; ages over 89",
-    "AGE": "C: elements of dates but the year; ages over 89",
-    "CONTACT:PHONE": "D: telephone numbers",
-    "CONTACT": "D: telephone numbers",
-    "CONTACT:FAX": "E: fax numbers",
-    "CONTACT:EMAIL": "F: electronic mail addresses",
-    "ID:SSN": "G: social security numbers",
-    "ID:MRN": "H: medical record numbers",
-    "ID:PLAN": "I: health plan beneficiary numbers",
-    "ID:ACCOUNT": "J: account numbers",
-    "ID:LICENCE": "K: certificate and licence numbers",
-    "ID:VEHICLE": "L: vehicle identifiers and serial numbers, licence plates",
-    "ID:DEVICE": "M: device identifiers and serial numbers",
-    "CONTACT:URL": "N: web addresses (URLs)",
-    "CONTACT:IP": "O: internet protocol (IP) addresses",
-}
-
 
 def coarse(label: str) -> str:
     """One of ``LABELS``: ``NAME:PATIENT`` -> ``NAME``."""
     return label.partition(":")[0]
-
-
-def hipaa(label: str) -> str:
-    """The class of 45 CFR 164.514(b)(2)(i) that a label falls into."""
-    return SAFE_HARBOR.get(label) or SAFE_HARBOR.get(coarse(label), OTHER_NUMBER)
 
 
 class Detector(Protocol):
