@@ -14,6 +14,8 @@ from medbert.text.detectors.words import Persons
 LABELS = ("NAME", "AGE", "DATE", "ID", "LOCATION", "CONTACT", "ORGANISATION")
 """What a detector may find; a finer kind may stand after a colon (``ID:SSN``)."""
 
+_SURE = 0.7  # a score from which a span is looked for again
+
 
 def coarse(label: str) -> str:
     """One of ``LABELS``: ``NAME:PATIENT`` -> ``NAME``."""
@@ -26,18 +28,18 @@ class Detector(Protocol):
     def detect(self, text: str) -> list[Span]: ...
 
 
-def merge(found: Iterable[Span], *, by: str = "length") -> list[Span]:
+def merge(found: Iterable[Span]) -> list[Span]:
     """One list without overlaps in which every character found stays found.
 
-    Where spans overlap, the longer (``by="length"``) or the surer (``by="score"``) gives the label;
-    those of one label become one, and of another what stands outside remains.
+    Where spans overlap, the longer gives the label, and of equally long ones the surer; those of
+    one label become one, and of another what stands outside remains.
     """
     merged: list[Span] = []
     group: list[Span] = []
     end = -1
     for span in [*sorted(found), None]:
         if group and (span is None or span.start >= end):
-            merged += group if len(group) == 1 else _painted(group, by)
+            merged += group if len(group) == 1 else _painted(group)
             group = []
         if span is not None and span.end > span.start:
             end = max(end, span.end) if group else span.end
@@ -45,12 +47,11 @@ def merge(found: Iterable[Span], *, by: str = "length") -> list[Span]:
     return merged
 
 
-def _painted(group: list[Span], by: str) -> list[Span]:
+def _painted(group: list[Span]) -> list[Span]:
     """Overlapping spans, the best painted last."""
 
     def rank(span: Span) -> tuple[float, float]:
-        length = float(span.end - span.start)
-        return (length, span.score) if by == "length" else (span.score, length)
+        return span.end - span.start, span.score
 
     ranked = sorted(group, key=rank)
     first = min(span.start for span in group)
@@ -103,14 +104,10 @@ def everywhere(names: Iterable[str], text: str, *, score: float = 0.9) -> list[S
     return Persons(names, score=score).detect(text)
 
 
-def consistent(text: str, spans: Sequence[Span], *, least: float = 0.7) -> list[Span]:
-    """``spans``, and what they have found with a score of ``least`` wherever it stands again: names
-    in any form, numbers and addresses as they are."""
-    sure = [
-        (coarse(span.label), span, text[span.start : span.end])
-        for span in spans
-        if span.score >= least
-    ]
+def consistent(text: str, spans: Sequence[Span]) -> list[Span]:
+    """``spans``, and what they have found with a score of 0.7 or more wherever it stands again:
+    names in any form, numbers and addresses as they are."""
+    sure = [(coarse(s.label), s, text[s.start : s.end]) for s in spans if s.score >= _SURE]
     again = everywhere({words for label, _, words in sure if label == "NAME"}, text)
     exact = {
         words: span for label, span, words in sure if label in ("ID", "CONTACT") and len(words) > 4
@@ -126,12 +123,9 @@ def consistent(text: str, spans: Sequence[Span], *, least: float = 0.7) -> list[
 class Ensemble:
     """Several detectors as one: what any finds, in whole words, and everywhere it stands again."""
 
-    def __init__(
-        self, detectors: Sequence[Detector], *, by: str = "length", repeat: bool = True
-    ) -> None:
-        self.detectors, self.by, self.repeat = detectors, by, repeat
+    def __init__(self, detectors: Sequence[Detector]) -> None:
+        self.detectors = detectors
 
     def detect(self, text: str) -> list[Span]:
-        found = merge([span for one in self.detectors for span in one.detect(text)], by=self.by)
-        whole = merge([grown(text, span) for span in found], by=self.by)
-        return consistent(text, whole) if self.repeat else whole
+        found = merge([span for one in self.detectors for span in one.detect(text)])
+        return consistent(text, merge([grown(text, span) for span in found]))

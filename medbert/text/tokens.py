@@ -1,4 +1,4 @@
-"""Words, lines and sentences of a clinical text, as exact character offsets.
+"""Words and lines of a clinical text, as exact character offsets.
 
 A detector decides word by word, so a word must never be half PHI. What is glued together in notes
 (``12.03.2020kl``, ``34år``, ``Dr.Hansen``, ``pasientOla``) is cut wherever letters, digits, scripts
@@ -26,11 +26,6 @@ def _cased(script: str) -> str:
 _OTHER = rf"\d+|[{_NO_BLANKS}]|[^\W\d_{''.join(_SCRIPTS)}{_NO_BLANKS}]+|[^\w\s]|_"
 _WORD = re.compile("|".join([*map(_cased, _SCRIPTS), _OTHER]))
 _LINE = re.compile(r"[^\n\r]*\S[^\n\r]*")
-# A full stop ends no sentence after an initial, a number or a title (Dr. Hansen, 12. mai).
-_TITLE = r"(?<!\b(?i:av|dr|fr|hr|mr|ms|nr|sr|st))(?<!\b(?i:mrs|sra|frk))(?<!\b(?i:prof))"
-_END = re.compile(
-    rf"(?<![\W_]\w)(?<!^\w)(?<!\d){_TITLE}[.!?]+[\"')\]]*\s+(?=[^\W\da-zæøåäöß])", re.MULTILINE
-)
 
 
 def tokens(text: str) -> list[Offsets]:
@@ -45,14 +40,3 @@ def tokens(text: str) -> list[Offsets]:
 def lines(text: str) -> list[Offsets]:
     """The lines that are not blank, without their ends."""
     return [found.span() for found in _LINE.finditer(text)]
-
-
-def sentences(text: str) -> list[Offsets]:
-    """The sentences of each line."""
-    parts = []
-    for start, end in lines(text):
-        for found in _END.finditer(text, start, end):
-            parts.append((start, found.end()))
-            start = found.end()
-        parts.append((start, end))
-    return parts

@@ -20,6 +20,7 @@ from medbert.text.encoders import folders
 from medbert.text.encoders.pieces import Frame
 from medbert.text.tokens import tokens
 
+_AT_ONCE = 4096  # pieces, padding too
 ROUNDS = 7  # one word in seven is hidden: about the 15% of training
 NATS, PIECES, CHARACTERS = range(3)
 
@@ -40,7 +41,6 @@ class MaskedModel:
         self,
         folder: str | Path,
         *,
-        batch_pieces: int = 4096,
         longest: int | None = None,
         device: str = "auto",
     ) -> None:
@@ -49,7 +49,7 @@ class MaskedModel:
             raise InputError(f"{folder}: its tokenizer has no mask; give a masked language model")
         self.device = folders.place(device)
         self.model = model.to(self.device).eval()
-        self.batch_pieces, self.frame = batch_pieces, Frame.of(self.tokenizer)
+        self.frame = Frame.of(self.tokenizer)
         room = folders.longest(model.config, self.tokenizer)
         room = room if longest is None else min(room, longest)
         self.length = room - self.frame.size(pair=False)
@@ -102,7 +102,7 @@ class MaskedModel:
         """Each row with its nats."""
         batch: list[Row] = []
         for row in sorted(rows, key=lambda row: len(row.ids_P)):
-            if batch and len(row.ids_P) * (len(batch) + 1) > self.batch_pieces:
+            if batch and len(row.ids_P) * (len(batch) + 1) > _AT_ONCE:
                 yield from zip(batch, self._nats(batch), strict=True)
                 batch = []
             batch.append(row)

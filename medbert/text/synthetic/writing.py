@@ -22,6 +22,7 @@ LANGUAGES = ("en", "nb", "nn")
 _SLOT = re.compile(r"\{([\w.]+)\}")
 _EITHER = re.compile(r"\[([^\[\]]*\|[^\[\]]*)\]")
 _WIDTHS = (60, 72, 80)  # of notes whose lines were broken
+_NOTES = (3, 8)  # of a patient
 _BEGUN = datetime(2014, 1, 1)
 _DAYS = 3650
 
@@ -37,7 +38,6 @@ def invent(
     n_patients: int,
     *,
     seed: int = 1,
-    notes_each: tuple[int, int] = (3, 8),
     wide: bool = False,
     noise: float = 0.1,
 ) -> Iterator[Note]:
@@ -52,7 +52,7 @@ def invent(
         language = LANGUAGES[number % len(LANGUAGES)]
         cast = Cast(language, random=random, wide=wide)
         time = _BEGUN + timedelta(days=random.randrange(_DAYS), minutes=random.randrange(1440))
-        for n in range(random.randint(*notes_each)):
+        for n in range(random.randint(*_NOTES)):
             kinds = grammar(language)["kinds"]
             kind = random.choice([*kinds]) if n else "admission"
             written = _Writer(cast, time=time, random=random, noise=noise)
