@@ -128,12 +128,8 @@ class MedBertEmbedder(TransformerMixin, _OnRecords):
         batch_tokens: int = 8192,
         device: str = "auto",
     ) -> None:
-        self.encoder = encoder
-        self.store = store
-        self.pooling = pooling
-        self.max_tokens = max_tokens
-        self.batch_tokens = batch_tokens
-        self.device = device
+        self.encoder, self.store, self.pooling = encoder, store, pooling
+        self.max_tokens, self.batch_tokens, self.device = max_tokens, batch_tokens, device
 
     def fit(self, X: Any, y: Any = None) -> Self:
         if self.pooling not in POOLINGS:
@@ -194,19 +190,10 @@ class MedBertClassifier(ClassifierMixin, _OnRecords):
         random_state: Any = 0,
         device: str = "auto",
     ) -> None:
-        self.encoder = encoder
-        self.store = store
-        self.head = head
-        self.pooling = pooling
-        self.freeze = freeze
-        self.max_epochs = max_epochs
-        self.lr = lr
-        self.patience = patience
-        self.max_tokens = max_tokens
-        self.batch_tokens = batch_tokens
-        self.validation_fraction = validation_fraction
-        self.random_state = random_state
-        self.device = device
+        self.encoder, self.store, self.head, self.pooling = encoder, store, head, pooling
+        self.freeze, self.max_epochs, self.lr, self.patience = freeze, max_epochs, lr, patience
+        self.max_tokens, self.batch_tokens, self.device = max_tokens, batch_tokens, device
+        self.validation_fraction, self.random_state = validation_fraction, random_state
 
     def fit(self, X: Any, y: Any) -> Self:
         opened, cohort = self._begin(), self._cohort(X, fitting=True)
@@ -216,11 +203,8 @@ class MedBertClassifier(ClassifierMixin, _OnRecords):
         if not isinstance(seed, int):
             seed = int(check_random_state(seed).randint(2**31 - 1))
         kept = kept_back(opened.records, rows, outcome, self.validation_fraction, seed=seed)
-        labelled = Rows(rows, until, outcome)
-        splits = {
-            TRAIN: Rows(*(v[~kept] for v in labelled)),
-            TUNING: Rows(*(v[kept] for v in labelled)),
-        }
+        parts = {TRAIN: ~kept, TUNING: kept}
+        splits = {name: Rows(rows[p], until[p], outcome[p]) for name, p in parts.items()}
         recipe, frozen = self._recipe(opened, seed)
         model = opened.model if frozen else deepcopy(opened.model).train()
         with TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
@@ -239,9 +223,9 @@ class MedBertClassifier(ClassifierMixin, _OnRecords):
         lightning = {"accelerator": kind, "devices": devices, "max_epochs": self.max_epochs}
         head = _chosen("head", self.head)
         frozen = head.func is FrozenLogistic
-        if self.pooling is not None and not frozen:
-            raise InputError(f"pooling={self.pooling}: head={self.head} takes none; say None")
         if self.pooling is not None:
+            if not frozen:
+                raise InputError(f"pooling={self.pooling}: head={self.head} takes none; say None")
             names = [self.pooling] if isinstance(self.pooling, str) else list(self.pooling)
             head = partial(head, pooling=names)
         recipe = Recipe(

@@ -240,11 +240,7 @@ class Inside:
     @cached_property
     def _logits(self) -> Callable[[Batch], Tensor]:
         """What is explained: the log-odds of each subject of a batch, with a gradient."""
-        network, records, (rows, until, _) = (
-            self._asked.model,
-            self._asked.records,
-            self._asked.cohort,
-        )
+        records, network, (rows, until, _) = self._asked[:3]
         if not self._own:
             foretelling(network, "query")
             question = of_words(records=records, **self._question)

@@ -117,11 +117,10 @@ def _of_audit(facts: Mapping[str, Any]) -> str:
     if said == "pass":
         told = "An audit of what these weights give away (`medbert audit`) was passed."
     else:
-        what = f"THE AUDIT SAYS: {said}. These weights may give away whose records they read"
+        what = f"THE AUDIT SAYS: {said}. These weights may give away"
         if said == NO_AUDIT:
-            what = "NO AUDIT. Nobody has looked whether these weights give away whose records they "
-            what += "read"
-        told = f"> **{what}: do not pass them on.**"
+            what = "NO AUDIT. Nobody has looked whether these weights give away"
+        told = f"> **{what} whose records they read: do not pass them on.**"
     return f"{told}\n\n{_table(('Looked for', 'verdict', 'found'), checks)}"
 
 

@@ -4,7 +4,7 @@ of each site and kind, and by what a detector still finds in the documents thems
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -117,23 +117,19 @@ class Residual:
     ) -> None:
         self.detector, self.by, self.labels, self.sure = detector, [*by], {*labels}, sure
         self.known = known
-        self._documents: dict[Group, list[dict[str, int]]] = defaultdict(list)
+        self._documents: dict[Group, list[Counter[str]]] = defaultdict(list)
 
     def add(self, document: Document) -> None:
         text = document.text
-        ours = {
-            word.casefold()
-            for said in self.known.get(document.note_id, ())
-            for word in _words(said)
-        }
-        seen: dict[str, int] = defaultdict(int)
+        put_in = self.known.get(document.note_id, ())
+        ours = {word for said in put_in for word in _words(said)}
+        seen: Counter[str] = Counter()
         for span in self.detector.detect(text):
             label = coarse(span.label)
             if label in self.labels and span.score >= self.sure:
-                words = {word.casefold() for word in _words(text[span.start : span.end])}
-                seen[label] += not words <= ours
+                seen[label] += not _words(text[span.start : span.end]) <= ours
         group = tuple(getattr(document, field) for field in self.by)
-        self._documents[group].append({label: n for label, n in seen.items() if n})
+        self._documents[group].append(+seen)
 
     def groups(self, bounds: Bounds) -> list[dict[str, Any]]:
         """Blocked is a group of which it is sure that too many documents have PHI."""
@@ -141,10 +137,6 @@ class Residual:
         for group, documents in sorted(self._documents.items()):
             n, hits = len(documents), sum(map(bool, documents))
             least = lower_bound(hits, n, confidence=bounds.confidence)
-            spans: dict[str, int] = defaultdict(int)
-            for one in documents:
-                for label, count in one.items():
-                    spans[label] += count
             out.append(
                 {
                     **dict(zip(self.by, group, strict=True)),
@@ -152,15 +144,15 @@ class Residual:
                     "with_phi": hits,
                     "share": hits / n,
                     "share_at_least": least,
-                    "spans": dict(sorted(spans.items())),
+                    "spans": dict(sorted(sum(documents, Counter()).items())),
                     "passed": least <= bounds.residual,
                 }
             )
         return out
 
 
-def _words(text: str) -> list[str]:
-    return [text[i:j] for i, j in tokens(text) if text[i:j].isalnum()]
+def _words(text: str) -> set[str]:
+    return {text[i:j].casefold() for i, j in tokens(text) if text[i:j].isalnum()}
 
 
 def lower_bound(events: int, n: int, *, confidence: float) -> float:

@@ -80,17 +80,10 @@ def _date(value: str) -> str:
     if not (iso := re.match(r"(\d{4})-(\d\d)-(\d\d)", value)):
         return _phrase(value)
     year, month, day = iso.groups()
-    y, m, d = (
-        f"(?:{year[:2]})?{year[2:]}",
-        f"(?:0?{int(month)}|{months()[int(month) - 1]})",
-        f"0?{int(day)}",
-    )
-    sep, ordinal = r"[\s.,/'’-]{0,3}(?:(?:of|de|del)\s)?", r"(?:st|nd|rd|th|º)?"
-    orders = (
-        f"{d}{ordinal}{sep}{m}{sep}{y}",
-        f"{m}{sep}{d}{ordinal}{sep}{y}",
-        f"{y}{sep}{m}{sep}{d}",
-    )
+    y, d = f"(?:{year[:2]})?{year[2:]}", f"0?{int(day)}"
+    m = f"(?:0?{int(month)}|{months()[int(month) - 1]})"
+    sep, th = r"[\s.,/'’-]{0,3}(?:(?:of|de|del)\s)?", r"(?:st|nd|rd|th|º)?"
+    orders = f"{d}{th}{sep}{m}{sep}{y}", f"{m}{sep}{d}{th}{sep}{y}", f"{y}{sep}{m}{sep}{d}"
     return rf"(?<!\d)(?:{'|'.join(orders)})(?!\d)"
 
 

@@ -51,21 +51,20 @@ class TextEncoder(nn.Module):
 
     def forward(self, batch: TextBatch) -> Tensor:
         """The hidden vectors, (T, D)."""
-        grid = len(batch.rows_B), batch.width
-        ids_RL = batch.tokens_T.new_full(grid, self.pad)
-        piece_RL, position_RL, kind_RL = ids_RL.new_full(grid, -1), ids_RL * 0, ids_RL * 0
-        ids_RL.view(-1)[batch.place_T] = batch.tokens_T
-        piece_RL.view(-1)[batch.place_T] = batch.piece_T
-        position_RL.view(-1)[batch.place_T] = batch.position_T
-        kind_RL.view(-1)[batch.place_T] = batch.kind_T
+
+        def laid(value_T: Tensor, empty: int = 0) -> Tensor:
+            grid_RL = value_T.new_full((len(batch.rows_B), batch.width), empty)
+            grid_RL.view(-1)[batch.place_T] = value_T
+            return grid_RL
+
+        ids_RL, piece_RL = laid(batch.tokens_T, self.pad), laid(batch.piece_T, -1)
+        position_RL, kind_RL = laid(batch.position_T), laid(batch.kind_T)
         same_RLL = piece_RL[:, :, None] == piece_RL[:, None, :]  # padding sees padding
         if self.family == "modernbert":
             place_L = torch.arange(batch.width, device=ids_RL.device)
             near_LL = (place_L[:, None] - place_L).abs() <= self.base.config.sliding_window
-            masks = {
-                "full_attention": same_RLL[:, None],
-                "sliding_attention": (same_RLL & near_LL)[:, None],
-            }
+            near_RLL = (same_RLL & near_LL)[:, None]
+            masks = {"full_attention": same_RLL[:, None], "sliding_attention": near_RLL}
             hidden_RLD = self.base(ids_RL, attention_mask=masks, position_ids=position_RL)[0]
         elif self.family == "deberta-v2":
             embedded = self.base.embeddings(ids_RL, kind_RL, position_RL, mask=piece_RL >= 0)

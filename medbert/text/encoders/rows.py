@@ -70,9 +70,8 @@ def source(
         raise InputError(f"length={length}: too short for a token beside the special ones")
     pieces = pair(tokens, longest=longest, seed=seed) if pairs else cut(tokens, longest=longest)
     content_P = pieces.end_P - pieces.start_P + pieces.end2_P - pieces.start2_P
-    length_P = content_P + np.where(
-        pieces.random_P >= 0, frame.size(pair=True), frame.size(pair=False)
-    )
+    one, two = frame.size(pair=False), frame.size(pair=True)
+    length_P = content_P + np.where(pieces.random_P >= 0, two, one)
     if packed:
         return Source(tokens, pieces, *pack(length_P, row=length))
     return Source(tokens, pieces, np.arange(len(length_P)), np.arange(len(length_P) + 1))
@@ -151,8 +150,7 @@ class Rows(Dataset[TextBatch]):
     def _laid(self, of: Source, row: int) -> dict[str, np.ndarray]:
         """The pieces of a row end to end, each in its frame."""
         before, after = self.frame
-        parts: dict[str, list[np.ndarray]] = {name: [] for name in ("token", "free", "begins")}
-        parts |= {name: [] for name in ("piece", "position", "kind", "owner")}
+        parts: list[dict[str, np.ndarray]] = []
         firsts, randoms, total = [], [], 0
         chosen = of.order_P[of.offsets_R1[row] : of.offsets_R1[row + 1]]
         for number, p in enumerate(chosen):
@@ -170,15 +168,13 @@ class Rows(Dataset[TextBatch]):
                 mark_T += [of.tokens.mark_T[start:end] | _FREE, np.zeros(len(after), np.uint8)]
             tokens, marks = np.concatenate(token_T), np.concatenate(mark_T)
             n = len(tokens)
-            parts["token"].append(tokens)
-            parts["free"].append(marks >= _FREE)
-            parts["begins"].append((marks & WORD) > 0)
-            parts["piece"].append(np.full(n, number))
-            parts["position"].append(np.arange(n))
-            parts["kind"].append((np.arange(n) >= edge) & (len(spans) > 1))
-            parts["owner"].append(np.full(n, of.pieces.text_P[p]))
+            words = {"token": tokens, "free": marks >= _FREE, "begins": (marks & WORD) > 0}
+            places = {"piece": np.full(n, number), "position": np.arange(n)}
+            kind = (np.arange(n) >= edge) & (len(spans) > 1)
+            owner = np.full(n, of.pieces.text_P[p])
+            parts.append({**words, **places, "kind": kind, "owner": owner})
             total += n
-        laid: dict[str, np.ndarray] = {k: np.concatenate(v) for k, v in parts.items()}
+        laid = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         ends = {"first": np.array(firsts, np.int64), "random": np.array(randoms, np.int64)}
         return laid | ends | {"pieces": np.array(len(chosen))}
 
@@ -228,9 +224,7 @@ class RowSampler(Sampler[Index]):
 
     def __iter__(self) -> Iterator[Index]:
         start, self.start = self.start, 0
-        rank, world = 0, 1
-        if distributed.is_available() and distributed.is_initialized():
-            rank, world = distributed.get_rank(), distributed.get_world_size()
+        rank, world = _process()
         if world > self.rows:
             raise InputError(f"batch_rows={self.rows} cannot be shared by {world} processes")
         total = self.batches * self.epochs
@@ -275,10 +269,15 @@ class InOrder(Sampler[Index]):
 
     def _starts(self) -> list[int]:
         starts = list(range(0, self.size, self.rows))
-        if self.shared and distributed.is_available() and distributed.is_initialized():
-            world = distributed.get_world_size()
-            return starts[distributed.get_rank() :: world] if len(starts) >= world else starts
-        return starts
+        rank, world = _process()
+        return starts[rank::world] if self.shared and len(starts) >= world else starts
+
+
+def _process() -> tuple[int, int]:
+    """Which of how many processes this is."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
 
 
 def loader(data: Rows, sampler: RowSampler | InOrder, *, workers: int = 0) -> DataLoader:

@@ -20,12 +20,8 @@ _SEPARATORS = "\t;,|"
 
 
 def read(path: Path, options: Options) -> Iterator[Note]:
-    for table in (path,) if path.is_file() else _tables(path):
+    for table in files(path, "parquet" if any(path.rglob("*.parquet")) else "csv"):
         yield from (_parquet if table.suffix == ".parquet" else _csv)(table, options)
-
-
-def _tables(path: Path) -> list[Path]:
-    return files(path, "parquet" if any(path.rglob("*.parquet")) else "csv")
 
 
 def _csv(file: Path, options: Options) -> Iterator[Note]:
@@ -89,18 +85,13 @@ def write(notes: Iterable[Note], path: Path, options: Options) -> None:
     if path.suffix != ".parquet":
         with path.open("w", encoding="utf-8", newline="") as out:
             separator = "\t" if path.suffix == ".tsv" else ","
-            csv.writer(out, delimiter=separator, lineterminator="\n").writerows(
-                chain([names], rows)
-            )
+            writer = csv.writer(out, delimiter=separator, lineterminator="\n")
+            writer.writerows(chain([names], rows))
         return
     kinds = {"time": pa.timestamp("us"), "text": pa.large_string()}
-    schema = pa.schema(
-        [
-            (name, kinds.get(field, pa.string()))
-            for name, field in zip(names, options.fields, strict=True)
-        ]
-    )
-    with parquet.ParquetWriter(path, schema) as writer:
+    of = [kinds.get(field, pa.string()) for field in options.fields]
+    schema = pa.schema(list(zip(names, of, strict=True)))
+    with parquet.ParquetWriter(path, schema) as made:
         while some := list(islice(rows, _GROUP)):
             values = [dict(zip(names, row, strict=True)) for row in some]
-            writer.write_table(pa.Table.from_pylist(values, schema=schema))
+            made.write_table(pa.Table.from_pylist(values, schema=schema))

@@ -25,11 +25,7 @@ _MAX_DAYS = 7 * 365
 
 
 def augmented(
-    notes: Iterable[Note],
-    *,
-    copies: int = 1,
-    variation: float = 0.3,
-    seed: int = 0,
+    notes: Iterable[Note], *, copies: int = 1, variation: float = 0.3, seed: int = 0
 ) -> Iterator[Note]:
     """Each note with gold spans as it is, and ``copies`` times as somebody else's.
 

@@ -133,6 +133,7 @@ class Cast:
     def _named(self, person: Person, form: str) -> str:
         given, surname = person.given, person.surname
         whole = " ".join(part for part in (given, person.middle, surname) if part)
+        stop = "" if self.language == "en" else "."
         forms = {
             "first": given,
             "last": surname,
@@ -141,9 +142,7 @@ class Cast:
             "upper": f"{surname.upper()}, {given.upper()}",
             "short": f"{given} {surname[0]}.",
             "initial": f"{given[0]}. {surname}",
-            "initials": f"{given[0]}{surname[0]}"
-            if self.language == "en"
-            else f"{given[0]}.{surname[0]}.",
+            "initials": f"{given[0]}{stop}{surname[0]}{stop}",
         }
         if form:
             return forms[form]
@@ -185,17 +184,13 @@ class Cast:
 
     def _clinic(self) -> str:
         form = self.random.choice(self.lists["organisations"])
-        return form.format(
-            place=self._surname()
-            if self.wide and self.random.random() < 0.3
-            else self._place("city")
-        )
+        named = self.wide and self.random.random() < 0.3
+        return form.format(place=self._surname() if named else self._place("city"))
 
     def _company(self) -> str:
         form = self.random.choice(self.forms["companies"])
-        return str(
-            form.format(name=self._surname(), other=self._surname(), place=self._place("city"))
-        )
+        name, other = self._surname(), self._surname()
+        return str(form.format(name=name, other=other, place=self._place("city")))
 
     def _number(self, kind: str) -> str:
         """0: any digit, 9: not zero, X: a letter; what else stands in the form stays."""
