@@ -72,7 +72,8 @@ class Pooled:
     def scores(self, examples: Sequence[Example]) -> list[Array]:
         """Of each example, (its sequences, C)."""
         found: list[Any] = [None] * len(examples)
-        order = sorted(range(len(examples)), key=lambda i: sum(map(_length, examples[i])))
+        length = [sum(len(first) + len(second or "") for first, second in e) for e in examples]
+        order = sorted(range(len(examples)), key=length.__getitem__)
         for i in range(0, len(order), _SCORED):
             own = order[i : i + _SCORED]
             parts = self._logits([examples[j] for j in own])
@@ -107,7 +108,3 @@ class Pooled:
         mask_EP1 = made["attention_mask"][..., None]
         mean_ED = (hidden_EPD * mask_EP1).sum(1) / mask_EP1.sum(1)
         return list(self.head(mean_ED).split([len(example) for example in examples]))
-
-
-def _length(sequence: Sequence_) -> int:
-    return len(sequence[0]) + len(sequence[1] or "")

@@ -55,16 +55,12 @@ def sort_into(folder: Path, notes: Iterable[Note], *, n_files: int) -> Iterator[
             row = {name: value for name, value in note._asdict().items() if name != "spans"}
             line = json.dumps(row, default=str) + "\n"
             digest.update(line.encode())
-            files[_number(_whose(note)) % n_files].write(line)
+            whose = hashlib.blake2b(_whose(note).encode("utf-8", "surrogatepass"), digest_size=8)
+            files[int.from_bytes(whose.digest()) % n_files].write(line)
             count += 1
             yield 1
     told = json.dumps({"notes": count, "sha256": digest.hexdigest()})
     (folder / "notes.json").write_text(told + "\n", encoding="utf-8")
-
-
-def _number(whose: str) -> int:
-    said = whose.encode("utf-8", "surrogatepass")
-    return int.from_bytes(hashlib.blake2b(said, digest_size=8).digest())
 
 
 def clean_file(file: Path, made: Path, rules: Rules) -> int:

@@ -37,17 +37,13 @@ class PlainText:
                     place = int(sha256[:8], 16) % 100
                     own = TUNING if place < _TUNING else HELD_OUT if place < _HELD_OUT else TRAIN
                     if split in (None, own):
-                        yield self._document(number, own, text, sha256)
+                        unknown = UNKNOWN, UNKNOWN, UNKNOWN, None, None
+                        yield Document(f"{number}", None, *unknown, own, 1, text, sha256)
         except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
             raise InputError(f"{self.path}: not a text file in UTF-8, plain or gzip") from error
 
     def texts(self, *, split: str | None = None) -> Iterator[str]:
         return (document.text for document in self.documents(split=split))
-
-    def _document(self, number: int, split: str, text: str, sha256: str) -> Document:
-        what = {"site": UNKNOWN, "kind": UNKNOWN, "language": UNKNOWN, "time": None, "year": None}
-        known = {"note_id": str(number), "patient_id": None, "split": split, "copies": 1}
-        return Document(**known, **what, text=text, sha256=sha256)  # type: ignore[arg-type]
 
 
 def open_corpus(path: str | Path) -> Corpus | PlainText:

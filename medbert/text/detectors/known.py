@@ -52,7 +52,8 @@ class Known:
         """
         pairs = []
         for column, value in row.items():
-            label = (columns or {}).get(column, _field(column))
+            told = (label for label, name in _FIELDS if re.search(name, column.casefold()))
+            label = (columns or {}).get(column, next(told, None))
             if label is None:
                 raise InputError(
                     f"column {column!r}: its name does not tell what it holds; say columns="
@@ -69,10 +70,6 @@ class Known:
         for label, pattern in self.patterns:
             found += [Span(*m.span(), label, 0.99) for m in pattern.finditer(text)]
         return merge(found)
-
-
-def _field(column: str) -> str | None:
-    return next((label for label, name in _FIELDS if re.search(name, column.casefold())), None)
 
 
 def _date(value: str) -> str:

@@ -247,9 +247,8 @@ class Persons:
         pieces = low.split("-") if word.capital and "-" in low else ()
         if any(p in self.parts and len(p) > 2 and not common(p) for p in pieces):
             return True
-        return bool(self.near) and word.capital and 6 <= len(low) <= 30 and self._near(low)
-
-    def _near(self, low: str) -> bool:
+        if not self.near or not word.capital or not 6 <= len(low) <= 30:
+            return False
         return low in self.near or not self.near.isdisjoint(_less(low))
 
     def _initial(self, text: str, words: list[Word], hits: list[bool], i: int) -> bool:

@@ -252,8 +252,7 @@ def _written(
         for group, value in zip(groups, (new.day, new.month), strict=True)
     }
     written["y"] = str(new.year)[-len(part.get("y", "")) :]
-    teens = new.day in (11, 12, 13)
-    written["th"] = {1: "st", 2: "nd", 3: "rd"}.get(0 if teens else new.day % 10, "th")
+    written["th"] = ordinal(new.day)
     if "name" in part:
         short = match.string[match.end("name") : match.end("name") + 1] in ("-", "/", ".")
         written["name"] = _like(part["name"], "months", new.month - 1, language, short)
@@ -283,6 +282,10 @@ def _like(word: str, kind: str, place: int, language: str | None, short: bool = 
     if len(word) < len(names[found[1]]) or (short and len(word) <= 4):  # "May." is both
         new = new[: 4 if found[0] == "fr" else min(len(word), 3)]
     return cased(new, word)
+
+
+def ordinal(day: int) -> str:
+    return "th" if 10 < day < 14 else {1: "st", 2: "nd", 3: "rd"}.get(day % 10, "th")
 
 
 def cased(word: str, like: str) -> str:

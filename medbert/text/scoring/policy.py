@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from medbert.schema import Span
 from medbert.text.lists import any_of
@@ -98,16 +98,9 @@ def _joined(text: str, spans: list[Span]) -> list[Span]:
     return kept
 
 
-def alike(
-    text: str, gold: Iterable[Span], found: Iterable[Span], policy: LabelPolicy
-) -> tuple[list[Span], list[Span]]:
-    """Both sides as one policy sees them: what they differ by afterwards is error."""
-    return policy.apply(text, gold), policy.apply(text, found)
-
-
 STRICT = LabelPolicy(weekdays=True, titles=True, age_unit=True)
 """All that may tell of a person."""
 SAFE_HARBOR = LabelPolicy(year_only=False, ages_under_90=False, regions=False)
 """What 45 CFR 164.514(b)(2)(i) asks to remove; years, states and ages under 90 may stay."""
-CARD = replace(LabelPolicy(), labels=("NAME", "AGE", "DATE", "ID"))
+CARD = LabelPolicy(labels=("NAME", "AGE", "DATE", "ID"))
 """The labels of a clinical NAME, AGE, DATE, ID tagger."""

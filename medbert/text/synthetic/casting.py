@@ -14,6 +14,7 @@ import yaml
 from medbert.text.ids import adds_up
 from medbert.text.lists import common, data, shipped
 from medbert.text.redaction.surrogates import lists_of
+from medbert.text.redaction.written_dates import ordinal
 
 _UNLISTED = 0.4  # of names that are ``wide``: those that are on no list
 _PLAIN = str.maketrans({"ø": "o", "æ": "ae", "å": "a", "Ø": "O", "Æ": "Ae", "Å": "A", "é": "e"})
@@ -161,7 +162,7 @@ class Cast:
         month = forms["months"].split()[day.month - 1]
         parts = {
             "d": day.day, "m": day.month, "y": day.year % 100, "Y": day.year,
-            "month": month, "mon": month[:3], "th": _th(day.day),
+            "month": month, "mon": month[:3], "th": ordinal(day.day),
         }  # fmt: skip
         return random.choice(forms[kind]).format(**parts), "DATE"
 
@@ -224,7 +225,3 @@ def _names(kind: str) -> Sequence[str]:
 
 def _plain(words: str) -> str:
     return re.sub(r"[^a-z]", "", words.translate(_PLAIN).lower()) or "post"
-
-
-def _th(day: int) -> str:
-    return "th" if 10 < day < 14 else {1: "st", 2: "nd", 3: "rd"}.get(day % 10, "th")
