@@ -21,7 +21,7 @@ from medbert.schema import HELD_OUT, TRAIN, TUNING, InputError
 from medbert.text.corpus.documents import Corpus, admitted
 from medbert.text.corpus.plain import PlainText, open_corpus
 from medbert.text.encoders.masked_lm import Losses, MaskedText, TextEncoder, load, masked_losses
-from medbert.text.encoders.masks import Masking, Words
+from medbert.text.encoders.masks import Words
 from medbert.text.encoders.pieces import Frame
 from medbert.text.encoders.rows import InOrder, Rows, RowSampler, loader, source
 from medbert.train.diagnostics import EpochLine
@@ -46,7 +46,7 @@ def adapt(
     tokenizer: str | None,
     general: str | None,
     replay: float,
-    objective: Masking,
+    objective: Words,
     optimizer: Callable[..., Any],
     trainer: Callable[..., Any],
     length: int,
@@ -129,13 +129,13 @@ class _Plan(NamedTuple):
     """How documents become batches."""
 
     encoder: TextEncoder
-    objective: Masking
+    objective: Words
     length: int
     batch_rows: int
     workers: int
     seed: int
 
-    def rows(self, parts: list[Numbers], masking: Masking, **shares: float) -> Rows:
+    def rows(self, parts: list[Numbers], masking: Words, **shares: float) -> Rows:
         frame = Frame.of(self.encoder.tokenizer)
         sources = [
             source(
@@ -152,7 +152,7 @@ class _Plan(NamedTuple):
         return Rows(sources, frame=frame, masking=masking, replacement=shown, seed=self.seed)
 
     def tuning(
-        self, part: Numbers, masking: Masking, *, shared: bool = False, **shares: float
+        self, part: Numbers, masking: Words, *, shared: bool = False, **shares: float
     ) -> DataLoader:
         data = self.rows([part], masking, **shares)
         return loader(data, InOrder(len(data), rows=self.batch_rows, shared=shared))

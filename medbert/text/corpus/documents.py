@@ -97,19 +97,18 @@ class Corpus:
         for columns in self._columns(["text"], split):
             yield from columns["text"]
 
-    def table(self, *, split: str | None = None) -> pa.Table:
+    def table(self) -> pa.Table:
         """All but the texts, in memory."""
         names = [name for name in DOCUMENTS.names if name != "text"]
-        wanted = [("split", "=", split)] if _known(split) else None
-        return parquet.read_table(self.folder / "documents.parquet", columns=names, filters=wanted)
+        return parquet.read_table(self.folder / "documents.parquet", columns=names)
 
     def _columns(self, names: Sequence[str], split: str | None) -> Iterator[dict[str, list[Any]]]:
-        _known(split)
+        if split is not None and split not in SPLITS:
+            raise InputError(f"split={split}: choose one of {', '.join(SPLITS)}")
         with parquet.ParquetFile(self.folder / "documents.parquet") as file:
             for batch in file.iter_batches(_ROWS, columns=list({*names, "split"})):
                 if split:
-                    mask = pc.equal(batch["split"], split)
-                    batch = batch.filter(mask)
+                    batch = batch.filter(pc.equal(batch["split"], split))
                 yield {name: batch[name].to_pylist() for name in names}
 
 
@@ -154,12 +153,6 @@ def admitted(folder: str | Path, *, override: str | None = None) -> dict[str, An
         f"{folder}: the corpus {why}; run medbert corpus gate corpus={folder} gold=... found=..., "
         "or say why it may be trained on all the same: gate_override='...'"
     )
-
-
-def _known(split: str | None) -> bool:
-    if split is not None and split not in SPLITS:
-        raise InputError(f"split={split}: choose one of {', '.join(SPLITS)}")
-    return split is not None
 
 
 def _json(file: Path) -> Any:

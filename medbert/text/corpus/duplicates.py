@@ -100,11 +100,9 @@ def near_copies(signatures_NV: NDArray[np.uint32], *, threshold: float) -> NDArr
     """
     n = len(signatures_NV)
     of_N = np.full(n, -1, np.int64)
-    found = [
-        _pairs(signatures_NV, band, threshold=threshold) for band in range(BANDS if n > 1 else 0)
-    ]
-    if not found:
+    if n < 2:
         return of_N
+    found = [_pairs(signatures_NV, band, threshold=threshold) for band in range(BANDS)]
     pairs = np.unique(np.concatenate(found), axis=0)  # by the later one, then by the earlier
     for later, earlier in pairs.tolist():
         if of_N[later] < 0 and of_N[earlier] < 0:

@@ -225,12 +225,11 @@ RULES = (*DATES, *AGES, *CONTACTS, *IDS, *PLACES, *NAMES)
 
 
 class Rules:
-    """The rules as a detector; ``rules`` may be others, or some of ``RULES``."""
+    """``RULES`` as a detector."""
 
-    def __init__(self, rules: Sequence[Rule] = RULES) -> None:
-        self.rules = rules
+    def __init__(self) -> None:
         self.at: dict[str, list[tuple[int, re.Pattern[str]]]] = {}
-        for i, rule in enumerate(rules):
+        for i, rule in enumerate(RULES):
             if rule.start in (NUMBER, CAPITAL, SIGN, ANYWHERE):
                 self.at.setdefault(rule.start, []).append((i, re.compile(rule.pattern)))
                 continue
@@ -242,7 +241,7 @@ class Rules:
         found = []
         for i, pattern in self.at.get(ANYWHERE, ()):
             found += [self._span(i, match) for match in pattern.finditer(text)]
-        done = [0] * len(self.rules)
+        done = [0] * len(RULES)
         for token in _TOKEN.finditer(text):
             start, first = token.start(), token[0]
             for i, pattern in self._tried(first):
@@ -260,7 +259,7 @@ class Rules:
         return [*cued, *self.at.get(CAPITAL, ())] if first[0].isupper() else cued
 
     def _span(self, i: int, match: re.Match[str]) -> Span:
-        rule = self.rules[i]
+        rule = RULES[i]
         start, end = match.span(match.lastindex or 0)
         text = match.string[start : start + rule.keep(match.string[start:end])]
         sure = 0.99 if adds_up(rule.label.partition(":")[2], text) else rule.score

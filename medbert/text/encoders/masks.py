@@ -4,7 +4,7 @@ change as training goes on. All of it a function of a random generator that the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,21 +25,13 @@ class Hidden(NamedTuple):
     unit_M: np.ndarray
 
 
-class Masking(Protocol):
-    """``next_sentence``: whether training also asks which sentences follow each other."""
-
-    next_sentence: bool
-
-    def choose(self, free: Free, random: np.random.Generator, *, progress: float) -> Hidden:
-        """``progress``: how much of training is done, 0 to 1."""
-        ...
-
-    def rate_at(self, progress: float) -> float: ...
-
-
 class Words:
     """Single tokens or ``whole_words``, a share ``rate`` of all; [0.3, 0.15] falls linearly from
-    the first to the second over the training. Each token is replaced on its own."""
+    the first to the second over the training. Each token is replaced on its own.
+
+    ``next_sentence``: whether training also asks which sentences follow each other. ``progress``:
+    how much of training is done, 0 to 1.
+    """
 
     def __init__(
         self,

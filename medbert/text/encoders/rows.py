@@ -11,7 +11,7 @@ from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from medbert.schema import InputError
-from medbert.text.encoders.masks import Free, Masking, Replacement
+from medbert.text.encoders.masks import Free, Replacement, Words
 from medbert.text.encoders.pieces import WORD, Frame, Pieces, Tokens, cut, pack, pair
 
 _WIDTH = 8  # rows of a batch are as wide as its longest one, rounded up to this
@@ -89,7 +89,7 @@ class Rows(Dataset[TextBatch]):
         sources: Sequence[Source],
         *,
         frame: Frame,
-        masking: Masking,
+        masking: Words,
         replacement: Replacement,
         seed: int,
     ) -> None:
