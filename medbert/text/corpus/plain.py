@@ -10,6 +10,7 @@ from typing import Any
 
 from medbert.schema import HELD_OUT, TRAIN, TUNING, InputError
 from medbert.text.corpus.documents import UNKNOWN, Corpus, Document
+from medbert.text.notes import content
 
 _TUNING, _HELD_OUT = 2, 4  # of a hundred documents: the first two, the next two
 
@@ -22,7 +23,7 @@ class PlainText:
         self.path = Path(path)
         if not self.path.is_file():
             raise InputError(f"{path}: no such file")
-        self.sha256 = hashlib.sha256(self.path.read_bytes()).hexdigest()
+        self.sha256 = hashlib.sha256(content(self.path)).hexdigest()
         self.manifest: dict[str, Any] = {}
 
     def documents(self, *, split: str | None = None) -> Iterator[Document]:
