@@ -6,18 +6,19 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from medbert.commands.encoders.building import load_encoder
 from medbert.commands.encoders.questions import foretelling, of_words
 from medbert.commands.encoders.trained_on import TRAINED_ON
 from medbert.commands.output.artefacts import artefact, write_json
 from medbert.data.codes import canonical
 from medbert.data.sources import medbert_pickles, reading
+from medbert.data.store import Store
 from medbert.data.vocabulary import Rule, Vocabulary
 from medbert.model import checkpoint
 from medbert.model.encoder import BertEncoder
@@ -42,6 +43,7 @@ def convert(
     query: str | Sequence[str] | None,
     horizon: str | float,
     gap: str | float,
+    store: str | None,
     out: str,
     overwrite: bool,
     settings: dict[str, Any],
@@ -68,7 +70,7 @@ def convert(
             coarse(vocabulary).save(folder / VOCABULARY)
             if to == "onnx":
                 asked = {"query": query, "horizon": horizon, "gap": gap}
-                _write_graph(folder, model, vocabulary, pooling, asked)
+                _write_graph(folder, model, _records(store, path, query), pooling, asked)
             elif isinstance(model, BertEncoder):
                 kept = (SHA256, TRAINED_ON, "privacy")
                 ours = {k: v for k, v in checkpoint.read_config(path).items() if k in kept}
@@ -100,14 +102,24 @@ def coarse(vocabulary: Vocabulary) -> Vocabulary:
     return replace(vocabulary, counts=counts, n_subjects=n_subjects)
 
 
+def _records(store: str | None, path: str, query: Any) -> Store | None:
+    """Whose training subjects tell with how many codes a disease is written."""
+    if query is None:
+        return None
+    if store is None:
+        raise InputError("query: say store=FOLDER too, records that such risks are asked of")
+    records = Store(store)
+    load_encoder(path, records)  # speaks their vocabulary
+    return records
+
+
 def _write_graph(
-    folder: Path, model: Any, vocabulary: Vocabulary, pooling: str, asked: dict[str, Any]
+    folder: Path, model: Any, records: Store | None, pooling: str, asked: dict[str, Any]
 ) -> None:
     question = None
-    if asked["query"] is not None:
+    if records is not None:
         foretelling(model, "query")
-        here: Any = SimpleNamespace(vocabulary=vocabulary, folder=folder)
-        question = of_words(asked["query"], here, gap=asked["gap"], horizon=asked["horizon"])
+        question = of_words(asked["query"], records, gap=asked["gap"], horizon=asked["horizon"])
     asked_of = None if question is None else question._asdict()
     outputs = export(model, folder / "model.onnx", pooling=pooling, question=asked_of)
     about: dict[str, Any] = {"inputs": INPUTS, "outputs": outputs, "pooling": pooling}

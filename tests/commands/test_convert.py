@@ -243,3 +243,5 @@ def test_what_cannot_be_converted_is_said(folder, checkpoint, tmp_path):
         with pytest.raises(InputError, match=words):
             medbert.convert(path=path, to=to, out=tmp_path / "out")
         assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="query: say store=FOLDER too"):
+        medbert.convert(path=causal, to="onnx", query="ICD10CM/I10", out=tmp_path / "out")

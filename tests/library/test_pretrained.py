@@ -75,7 +75,7 @@ def test_command_library_scikit_learn_and_onnx_agree(made, name, tmp_path):
     encoder = Encoder.from_pretrained(made / name)
     vectors = encoder.embed(cohort, store=store)
     learned = MedBertEmbedder(encoder=str(made / name), store=str(store)).fit_transform(cohort)
-    question = QUERY if name == "causal" else {}
+    question = {**QUERY, "store": store} if name == "causal" else {}
     graph, about = onnx_graph(made / name, tmp_path / "onnx", **question)
     records = Store(store)
     rows, until = store_rows(records, cohort)
