@@ -4,6 +4,8 @@
     python benchmarks/deidentify.py --train T.jsonl --tuning D.jsonl --test E.jsonl --language es
     python benchmarks/deidentify.py --folds grascco_phi/all.jsonl --language de
 
+``--tagger`` is the folder of a Hugging Face encoder, to be fine-tuned beside the CRF.
+
 Each line of a file: ``{"text": ..., "spans": [{"start", "end", "label", "coarse"}, ...]}``. A CSV
 is taken for MTS-Dialog: sections and dialogues without PHI.
 
@@ -36,6 +38,7 @@ import numpy as np
 from medbert.schema import Span
 from medbert.text.detectors.crf import CRF
 from medbert.text.detectors.rules import Rules
+from medbert.text.detectors.tagger import Tagger
 from medbert.text.detectors.thresholds import ANY, F1, RECALL
 from medbert.text.detectors.words import listed
 from medbert.text.notes import Note
@@ -187,6 +190,18 @@ def trained(notes: list[Note], options: Any, name: str) -> CRF:
     return made
 
 
+def tagged(train: list[Note], tuning: list[Note], options: Any) -> Tagger:
+    """As ``medbert train detector learner=tagger`` makes it, without a refit."""
+    begun = time.process_time()
+    made = Tagger.train(
+        train, base=options.tagger, epochs=options.epochs, learning_rate=options.rate, device="cpu"
+    )
+    spent = time.process_time() - begun
+    made.tune(tuning, recall=options.recall)
+    print(f"<!-- tagger: {spent:.0f} CPU-seconds on {len(train)} notes -->", flush=True)
+    return made
+
+
 def finders(
     train: list[Note], tuning: list[Note], options: Any, name: str
 ) -> Iterator[tuple[str, Find]]:
@@ -205,6 +220,14 @@ def finders(
     for ours.point in (F1, RECALL):
         yield f"CRF, `point={ours.point}`", ours.detect
     yield "rules, lists and CRF at `recall`", Ensemble([Rules(), *listed(), ours]).detect
+    if options.tagger:
+        tagger = tagged(train, tuning, options)
+        for tagger.point in (F1, RECALL):
+            yield f"tagger, `point={tagger.point}`", tagger.detect
+        yield (
+            "rules, lists, CRF and tagger at `recall`",
+            Ensemble([Rules(), *listed(), ours, tagger]).detect,
+        )
 
 
 def in_domain(options: Any) -> None:
@@ -287,14 +310,15 @@ def _rows(find: Find, notes: Iterable[Note]) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(usage=__doc__)
     parser.add_argument("files", nargs="*", type=Path)
-    for name in ("train", "tuning", "test", "folds", "keep"):
+    for name in ("train", "tuning", "test", "folds", "keep", "tagger"):
         parser.add_argument(f"--{name}", type=Path)
     parser.add_argument("--language", default="en")
     parser.add_argument("--peers", nargs="*", default=[], help="presidio spacy philter plain")
     parser.add_argument("--recall", type=float, default=0.99)
     parser.add_argument("--iterations", type=int, default=100)
     parser.add_argument("--copies", type=int, default=0, help="of notes, with other people")
-    parser.add_argument("--epochs", type=int, default=6, help="of spaCy's tagger")
+    parser.add_argument("--epochs", type=int, default=6, help="of spaCy's tagger and ours")
+    parser.add_argument("--rate", type=float, default=3e-5, help="learning rate of our tagger")
     parser.add_argument("--no-refit", action="store_true", help="train on --train alone")
     options = parser.parse_args()
     if options.test:
