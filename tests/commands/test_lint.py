@@ -116,13 +116,14 @@ def test_what_is_known_at_discharge_only(made, tmp_path, what):
     """A stay that goes on has no length, and its diagnoses come at its end."""
     folder = Path(shutil.copytree(made / "store", tmp_path / "store"))
     records, leaky = Store(folder), Store(folder)
-    columns = dict(leaky._columns[0])
+    events, visits, birth_B = leaky._columns[0]
+    columns = dict(visits.columns)
     splits = by_split(records, TASK.build(records))
     if what == "visit_end":  # later than its diagnoses, which so come before it
-        columns["visit_end"] = columns["visit_end"] + 3650 * DAY_US
+        columns["end_V"] = columns["end_V"] + 3650 * DAY_US
     else:
-        columns["visit_end"] = np.where(columns["visit_stay"] > 0, 2**62, columns["visit_end"])
-    leaky.__dict__["_columns"] = [columns]
+        columns["end_V"] = np.where(columns["stay_V"] > 0, 2**62, columns["end_V"])
+    leaky.__dict__["_columns"] = [(events, visits._replace(columns=columns), birth_B)]
     found = {one.name: one for one in leaks(leaky, splits)}
     assert found["codes_after_index"].details == ("diagnoses of a stay that goes on",)
 
