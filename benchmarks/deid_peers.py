@@ -45,9 +45,11 @@ def plain_crf(notes: Sequence[Note], *, max_iterations: int) -> Find:
     tagger = pycrfsuite.Tagger()
     with TemporaryDirectory() as folder:
         trainer.train(str(path := Path(folder) / "plain"))
-        tagger.open_inmemory(path.read_bytes())
+        model = path.read_bytes()
+    tagger.open_inmemory(model)
 
     def find(text: str) -> list[Span]:
+        assert model, "the tagger reads in these bytes: they have to stay"
         words, rows = _plain(text)
         found: list[Span] = []
         inside = ""
