@@ -133,7 +133,9 @@ def spacy_ner(notes: Sequence[Note], *, language: str, epochs: int, seed: int = 
         spans = sorted(note.spans or ())
         apart = [b for a, b in pairwise([Span(0, 0, "", 0.0), *spans]) if b.start >= a.end]
         marked = [doc.char_span(*span[:2], span.label, alignment_mode="expand") for span in apart]
-        doc.ents = spacy.util.filter_spans([span for span in marked if span])
+        doc.ents = spacy.util.filter_spans(
+            [_trimmed(span) for span in marked if span and span.text.strip()]
+        )
         for span in doc.ents:
             ner.add_label(span.label_)
         examples += _by_line(Example, doc)
@@ -144,6 +146,12 @@ def spacy_ner(notes: Sequence[Note], *, language: str, epochs: int, seed: int = 
         for batch in minibatch(examples, 64):
             pipeline.update(batch, sgd=optimizer, drop=0.2)
     return pipeline
+
+
+def _trimmed(span: Any) -> Any:
+    """Without white space at its ends, which spaCy's tagger cannot learn."""
+    words = [token.i for token in span if not token.is_space]
+    return type(span)(span.doc, words[0], words[-1] + 1, label=span.label)
 
 
 def _by_line(example: Any, doc: Any) -> list[Any]:
