@@ -225,11 +225,12 @@ RULES = (*DATES, *AGES, *CONTACTS, *IDS, *PLACES, *NAMES)
 
 
 class Rules:
-    """``RULES`` as a detector."""
+    """The rules as a detector; ``rules`` may be others, some of ``RULES``, or these and your own."""
 
-    def __init__(self) -> None:
+    def __init__(self, rules: Sequence[Rule] = RULES) -> None:
+        self.rules = rules
         self.at: dict[str, list[tuple[int, re.Pattern[str]]]] = {}
-        for i, rule in enumerate(RULES):
+        for i, rule in enumerate(rules):
             if rule.start in (NUMBER, CAPITAL, SIGN, ANYWHERE):
                 self.at.setdefault(rule.start, []).append((i, re.compile(rule.pattern)))
                 continue
@@ -241,7 +242,7 @@ class Rules:
         found = []
         for i, pattern in self.at.get(ANYWHERE, ()):
             found += [self._span(i, match) for match in pattern.finditer(text)]
-        done = [0] * len(RULES)
+        done = [0] * len(self.rules)
         for token in _TOKEN.finditer(text):
             start, first = token.start(), token[0]
             for i, pattern in self._tried(first):
@@ -259,7 +260,7 @@ class Rules:
         return [*cued, *self.at.get(CAPITAL, ())] if first[0].isupper() else cued
 
     def _span(self, i: int, match: re.Match[str]) -> Span:
-        rule = RULES[i]
+        rule = self.rules[i]
         start, end = match.span(match.lastindex or 0)
         text = match.string[start : start + rule.keep(match.string[start:end])]
         sure = 0.99 if adds_up(rule.label.partition(":")[2], text) else rule.score
