@@ -225,7 +225,7 @@ RULES = (*DATES, *AGES, *CONTACTS, *IDS, *PLACES, *NAMES)
 
 
 class Rules:
-    """The rules as a detector; ``rules`` may be others, some of ``RULES``, or these and your own."""
+    """The rules as a detector; ``rules`` may be some of ``RULES``, or these and your own."""
 
     def __init__(self, rules: Sequence[Rule] = RULES) -> None:
         self.rules = rules
