@@ -42,7 +42,9 @@ def of_outcome(outcome: Any, records: Store) -> Question | None:
     else:
         return None
     tokens = _tokens(outcome.codes, records)
-    return Question(tokens, gap, window, _firsts(records, tokens)) if len(tokens) else None
+    if not len(tokens):
+        return None
+    return Question(tokens, gap, window, _firsts(records, *tokens.tolist()))
 
 
 def of_words(
@@ -60,7 +62,7 @@ def of_words(
             "are written as in ICD10CM/I50, or as a regular expression that starts with ^"
         )
     days = _days("gap", gap), _days("horizon", horizon)
-    question = Question(tokens, *days, _firsts(records, tokens))
+    question = Question(tokens, *days, _firsts(records, *tokens.tolist()))
     if not (question.window > 0 and question.gap >= 0):  # nor may they be no numbers
         raise InputError(f"gap={gap} horizon={horizon}: the gap is 0 or more, the horizon above 0")
     return question
@@ -123,12 +125,8 @@ def _tokens(patterns: Sequence[str], records: Store) -> torch.Tensor:
     return torch.from_numpy(np.flatnonzero(found))
 
 
-def _firsts(records: Store, tokens: torch.Tensor) -> Firsts:
-    return _counted(records, tuple(tokens.tolist()))
-
-
 @lru_cache(maxsize=8)  # a benchmark asks the same question many times
-def _counted(records: Store, tokens: tuple[int, ...]) -> Firsts:
+def _firsts(records: Store, *tokens: int) -> Firsts:
     return first_of_cases(records, np.array(tokens))
 
 
