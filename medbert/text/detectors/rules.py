@@ -37,13 +37,15 @@ NUMBER, CAPITAL, SIGN, ANYWHERE = "0", "A", "#", ""
 _TOKEN = re.compile(rf"\d+|[#+(]|[{UPPER}]?[^\W\d_{UPPER}]+|[{UPPER}]+(?![^\W\d_{UPPER}])")
 
 M = rf"(?i:{'|'.join(months())})(?![^\W\d_])\.?"  # digits may be glued to it
-D, Y, SEP = r"(?:3[01]|[12]\d|0?[1-9])", r"(?:1[89]|20)\d\d", r"\s?[./-]{1,2}\s?"
+D, MM = r"(?:3[01]|[12]\d|0?[1-9])", r"(?:1[0-2]|0?[1-9])"
+Y, SEP = r"(?:1[89]|20)\d\d", r"\s?[./-]{1,2}\s?"
 YY = rf"(?:{Y}|['’]\d\d)"  # or '20
 TH, OF, GAP = r"(?:st|nd|rd|th|º)?", r"(?:of |de |del )?", r"[\s,./-]{0,3}"
 SHORT = rf"(?:{Y}|['’-]\d\d|\d\d(?=[,;.)\n]|$))"  # a year after day and month
 NEW = r"(?<![\w.,/-])"  # no part of another number
 NO = r"(?!\d|[.,/-]\d)"  # nor does one go on
-GLUED = r"(?<![\d.,/-])"  # as NEW, where a word may end at it
+GLUED = r"(?:(?<![\d.,/-])|(?<=[\d.][/-]))"  # as NEW; a word or the first day of two may end at it
+FIRST = rf"(?=(?:\s?[-–/]| (?:und|og|and|bis|til))\s?{D}\.\s?\d\d?\.\s?\d\d)"  # before the second day of two
 N = rf"{NEW}(1[0-2]\d|\d{{1,2}})(?!\d)"  # an age
 N_ENDS = rf"{N}(?=[,.;)](?!\d)|$|\n| (?:er|og|har|and|is|has|years?|år)\b)"
 DOMAIN = r"(?<![\w.@-])(?:[a-z0-9-]{1,60}\.){1,5}(?:com|org|net|edu|gov|info|co\.uk)"
@@ -75,6 +77,7 @@ ENHET = rf"(?:(?<=\w)| \w{{0,20}})(?i:{any_of('enhet')})(?:et|en|a)?\b"  # a uni
 DEPARTMENT = rf"\w{{0,20}}(?i:{any_of('department')})\w{{0,30}}+\.?-?"
 PART = rf"(?:,? (?:(?:og|for|i|-|–) )?(?:{DEPARTMENT}|(?!{M}){CAP}))*"  # what may follow it
 GATE = rf"(?:(?<!a)gt\.?|{any_of('gate')})"
+ROAD = r"(?:Str\.|Stra(?:ß|ss)e|Platz|Gasse|Weg|Allee|Ring|Damm)"
 UNIT, COMPANY = (rf"(?:{any_of(cues)})(?!\w)" for cues in ("unit", "company"))
 WORK = rf"(?:{any_of('place_of_work')})"
 TO = r"(?: (?:in|at|to|from|på|i|ved|til|fra|the|our|an?))+:?"
@@ -92,15 +95,28 @@ class Rule(NamedTuple):
 
 
 DATES = (
-    Rule("DATE", 0.97, NUMBER, rf"{Y}{SEP}(?:1[0-2]|0?\d){SEP}{D}(?!\d)(?:[T ]\d\d:\d\d[\d:Z]*)?"),
-    Rule("DATE", 0.97, NUMBER, rf"{GLUED}{D}{SEP}{D}{SEP}['’]?(?:{Y}|\d\d)(?![\d/-])", day),
+    Rule(
+        "DATE",
+        0.97,
+        NUMBER,
+        rf"(?<!\d[./-]){Y}{SEP}(?:1[0-2]|0?\d){SEP}{D}(?!\d|\.\d)(?:[T ]\d\d:\d\d[\d:Z]*)?",
+    ),
+    Rule(
+        "DATE",
+        0.97,
+        NUMBER,
+        rf"{GLUED}(?!\d\d?\s?-\s?\d\d?/\d{{4}}){D}{SEP}{D}{SEP}['’]?(?:{Y}|\d\d)(?!\d|[./]\d|-(?!{D}[./]\d))",
+        day,
+    ),
+    Rule("DATE", 0.8, NUMBER, rf"(?<![\d.,/-]){D}(?:\.{MM}\.?)?{FIRST}"),
+    Rule("DATE", 0.8, NUMBER, rf"{NEW}{MM}(?=\s?[-–]\s?{MM}/{Y}{NO})"),
     Rule("DATE", 0.97, NUMBER, rf"{D}\.?{TH}{GAP}{OF}{M}(?:{GAP}{OF}{SHORT})?(?!\d)", month),
     Rule("DATE", 0.95, "month", rf"\.?\s?{D}{TH}(?:[,.]?\s?{YY})?(?![\d%]|[.,/]\d)", month),
     Rule("DATE", 0.95, "month", rf"\.?{GAP}{OF}{YY}(?!\d)"),
-    Rule("DATE", 0.8, NUMBER, rf"{NEW}(?:1[0-2]|0?[1-9])\s?[/.-]\s?{Y}{NO}"),
+    Rule("DATE", 0.8, NUMBER, rf"(?:{NEW}{MM}\s?[/.-]|(?<=\d-){MM}/)\s?{Y}{NO}"),
     Rule("DATE", 0.8, NUMBER, rf"{NEW}{Y}[/-](?:1[0-2]|0[1-9]){NO}"),
     Rule("DATE", 0.8, "dated", rf":?\s({D}\s?[./]\s?{D}\.?)(?![\d%]|[./]\d|\s?mg)", day),
-    Rule("DATE", 0.6, NUMBER, rf"{NEW}0[1-9]/(?:[12]\d|3[01]|0[1-9])(?![\d/%])"),
+    Rule("DATE", 0.6, NUMBER, rf"{NEW}0[1-9]/(?:[12]\d|3[01]|0[1-9])(?![\d/%]|\.\d)"),
     Rule("DATE", 0.6, NUMBER, rf"{NEW}(?:[12]\d|3[01]|0[1-9])\.(?:0[1-9]|1[0-2])\.(?!\d)"),
     Rule("DATE", 0.7, "within", rf"[ -]({M})(?!\s?\d)", month),
     Rule("DATE", 0.6, "dated", rf"\W{{0,3}}((?:[012]\d|3[01])(?:0[1-9]|1[0-2])\d\d){NO}"),
@@ -114,7 +130,9 @@ DATES = (
 AGES = (
     Rule("AGE", 0.95, NUMBER, rf"{N}[ \n-]?(?:{TIME}[ -](?:old|of age)|y\.?\s?/?o\b)"),
     Rule("AGE", 0.95, NUMBER, rf"{N}[ -]?(?:år|mnd|måneder|uker|dager) (?:gam[lm]|alder)"),
-    Rule("AGE", 0.95, NUMBER, rf"{N}[ -]?(?:års?ig|åring|jährig|Jahre alt|(?:meses|años) de edad)"),
+    Rule(
+        "AGE", 0.95, NUMBER, rf"{N}[ -]?(?:års?ig|åring|j[äa]hrig|Jahre alt|(?:meses|años) de edad)"
+    ),
     Rule("AGE", 0.6, NUMBER, rf"{NOT_FOR}{N} ?år\b{NO_SPAN}"),
     Rule("AGE", 0.8, NUMBER, rf"(?<!hace )(?<!durante ){N} años(?! (?:de|desp|antes)\b)"),
     Rule("AGE", 0.9, "aged", rf"\W{{0,4}}(?:is |er |på |of )?{N}{NO_DEGREE}"),
@@ -183,7 +201,13 @@ PLACES = (
         r"(?:,? (?i:apt|suite|unit|ste|#)\.? ?\w+)?",
     ),
     Rule(STREET, 0.7, CAPITAL, rf"(?:{CAP} ){{1,3}}(?:Street|Avenue|Road|Boulevard|Lane)\b"),
-    Rule(STREET, 0.9, CAPITAL, rf"(?:{CAP}[ -]){{0,3}}(?:{HEAD})??{GATE} ?\d{{1,4}} ?[A-Z]?\b"),
+    Rule(
+        STREET,
+        0.9,
+        CAPITAL,
+        rf"(?:{CAP}[ -]){{0,3}}(?:{HEAD})??{GATE} ?\d{{1,4}}(?: ?[A-Z]| ?[a-d])?\b",
+    ),
+    Rule(STREET, 0.9, CAPITAL, rf"(?:{HEAD}[ -]){{1,2}}{ROAD} ?\d{{1,4}}(?: ?[A-Z]| ?[a-d])?\b"),
     Rule(STREET, 0.85, "calle", rf"\.? (?:de |del |la )*{RUN}(?:,? (?:nº ?)?\d+)?"),
     Rule(STREET, 0.85, NUMBER, rf"\d{{1,5}} (?:\d{{1,4}} )?(?:{CAP} ){{1,4}}(?:\d{{1,4}} )?{FLAT}"),
     Rule(STREET, 0.8, CAPITAL, rf"(?:{CAP} ){{1,3}}\d{{1,4}} {FLAT}"),

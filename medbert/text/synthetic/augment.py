@@ -70,9 +70,16 @@ def _surrogate(mention: Mention, surrogate: Surrogates, days: int) -> str:
     if kind == "DATE" and (moved := move(old, days)):
         return moved
     if kind in ("DATE", "AGE"):
-        return re.sub(r"\d", lambda digit: str((int(digit[0]) + days) % 9 + 1), old)
+        return re.sub(r"\d+", lambda number: _near(number[0], days), old)
     new = surrogate(mention).strip() if kind in LABELS else old
     return old if new == f"[{kind}]" else new
+
+
+def _near(number: str, days: int) -> str:
+    """Another number that could stand there: of months, of days, of ages, years of a century."""
+    head, tail = (number[:-2], number[-2:]) if len(number) in (3, 4) else ("", number)
+    most = next((n for n in (12, 31, 99) if int(tail) <= n), 10 ** len(tail) - 1)
+    return head + str((int(tail) + days) % most + 1).zfill(len(tail))
 
 
 def _written(text: str, kind: str, random: Random) -> str:
