@@ -29,6 +29,7 @@ class Lists(NamedTuple):
     common: frozenset[str]
     function: frozenset[str]
     eponyms: frozenset[str]
+    things: frozenset[str]  # with a capital, but nobody: drugs, languages, feasts
     places: tuple[str, ...]
     regions: tuple[str, ...]
     units: tuple[str, ...]
@@ -37,11 +38,11 @@ class Lists(NamedTuple):
 @cache
 def shipped() -> Lists:
     """The lists of ``data/``."""
-    given, surnames, common, function, eponyms = (
-        frozenset(data(f"{name}.txt").casefold().split()) for name in Lists._fields[:5]
+    given, surnames, common, function, eponyms, things = (
+        frozenset(data(f"{name}.txt").casefold().split()) for name in Lists._fields[:6]
     )
-    places, regions, units = (tuple(data(f"{name}.txt").splitlines()) for name in Lists._fields[5:])
-    return Lists(given, surnames, common, function, eponyms, places, regions, units)
+    places, regions, units = (tuple(data(f"{name}.txt").splitlines()) for name in Lists._fields[6:])
+    return Lists(given, surnames, common, function, eponyms, things, places, regions, units)
 
 
 def data(name: str) -> str:
@@ -95,7 +96,7 @@ def common(word: str) -> bool:
     (True, False, True)
     """
     lists, low = shipped(), word.casefold().removesuffix("'s").removesuffix("’s")
-    if low in lists.common or low in lists.function:
+    if low in lists.common or low in lists.function or low in lists.things:
         return True
     if low in lists.given or low in lists.surnames:
         return False

@@ -44,8 +44,8 @@ TH, OF, GAP = r"(?:st|nd|rd|th|º)?", r"(?:of |de |del )?", r"[\s,./-]{0,3}"
 SHORT = rf"(?:{Y}|['’-]\d\d|\d\d(?=[,;.)\n]|$))"  # a year after day and month
 NEW = r"(?<![\w.,/-])"  # no part of another number
 NO = r"(?!\d|[.,/-]\d)"  # nor does one go on
-GLUED = r"(?:(?<![\d.,/-])|(?<=[\d.][/-]))"  # as NEW; a word or the first day of two may end at it
-FIRST = rf"(?=(?:\s?[-–/]| (?:und|og|and|bis|til))\s?{D}\.\s?\d\d?\.\s?\d\d)"  # before the second day of two
+GLUED = r"(?:(?<![\d.,/-])|(?<=[\d.][/-]))"  # as NEW, but behind a word or a first day
+FIRST = rf"(?=(?:\s?[-–/]| (?:und|og|and|bis|til))\s?{D}\.\s?\d\d?\.\s?\d\d)"  # before a second day
 N = rf"{NEW}(1[0-2]\d|\d{{1,2}})(?!\d)"  # an age
 N_ENDS = rf"{N}(?=[,.;)](?!\d)|$|\n| (?:er|og|har|and|is|has|years?|år)\b)"
 DOMAIN = r"(?<![\w.@-])(?:[a-z0-9-]{1,60}\.){1,5}(?:com|org|net|edu|gov|info|co\.uk)"
@@ -84,6 +84,9 @@ TO = r"(?: (?:in|at|to|from|på|i|ved|til|fra|the|our|an?))+:?"
 STATE = rf"(?:{any_of('state')})"
 FLAT = r"(?i:apt|suite|unit|box|flat|leil)\.? ?(?:\d{1,4}[A-Z]?|H\d{4})\b"
 ADDRESS = rf"(?=[^\n]{{0,60}}\d)(?:\d{{1,5}} )?{CAP}[^\n;|]{{2,60}}[\w)]"  # with a number in it
+
+
+STOP = r"(?i:(?<!doctor)(?<!professor)\.)?"  # of an abbreviation
 
 
 class Rule(NamedTuple):
@@ -234,7 +237,7 @@ PLACES = (
     Rule("ORGANISATION", 0.6, "employed", rf":? (?:the )?({RUN})", named),
 )
 NAMES = (
-    Rule("NAME:CLINICIAN", 0.97, "dr", rf"\b\.?[ \n]{{0,2}}{PERSON}", person),
+    Rule("NAME:CLINICIAN", 0.97, "dr", rf"\b{STOP}[ \n]{{0,2}}{PERSON}", person),
     Rule("NAME", 0.97, "mr", rf"\b\.?[ \n]{{1,2}}{PERSON}", person),
     Rule("NAME:CLINICIAN", 0.85, "nurse", rf",?:? {PERSON}", unusual),
     Rule("NAME", 0.7, "dr mr", r"\.? ([a-zæøå]{3,}(?: [a-zæøå]{3,})?)\b", surname),
@@ -242,6 +245,7 @@ NAMES = (
     Rule("NAME:PATIENT", 0.85, "patient", rf"\s?[:=]\s*{WORDS}", unusual),
     Rule("NAME:PATIENT", 0.75, "patient", rf"[.,]? {PERSON}", several),
     Rule("NAME", 0.85, "by", rf"[:,]?\s+{PERSON}", unusual),
+    Rule("NAME", 0.85, "called", rf"[:,]?\s+{PERSON}", several),
     Rule("NAME:RELATIVE", 0.7, "relative", rf",? {PERSON}", several),
     Rule("NAME", 0.9, CAPITAL, rf"{PERSON},? (?:{any_of('credential')})\b", unusual),
 )
