@@ -61,6 +61,12 @@ GRASCCO = (
     "Albers Clausthal Colon_Fake_F Colon_Fake_J Dewald Gebauer Jadassohn Kawasaki Praechtel Wankel",
 )
 TEST, TUNING = "Boeck Joubert Meulengracht Recklinghausen", "Dupuytren Schuh"
+# Its labels as ours, so that copies of its letters can be of other people.
+GRASCCO_LABELS = {
+    "NAME_TITLE": "TITLE",
+    "LOCATION_HOSPITAL": "LOCATION:CARE_UNIT",
+    "LOCATION_ORGANIZATION": "ORGANISATION",
+}
 # Nor-DeID: tags that its language model made up are what they mean, or (others) no label at all.
 MADE_UP = {
     "Dato": "Date",
@@ -86,12 +92,13 @@ def notes_of(path: Path, label: str, *, language: str | None = None) -> list[Not
             rows = list(csv.DictReader(file))
         texts = [text for row in rows for text in (row["section_text"], row["dialogue"])]
         return [Note(str(n), text, spans=()) for n, text in enumerate(texts)]
-    made, made_up = [], "nor_deid" in path.parent.name
+    made, made_up, german = [], *(kind in path.parent.name for kind in ("nor_deid", "grascco"))
     for line in path.read_text(encoding="utf-8").splitlines():
         one, spans = json.loads(line), []
         for s in one["spans"]:
             name = MADE_UP.get(s["label"], s["label"])
             if not made_up or s["coarse"] != "OTHER" or name != s["label"]:
+                name = GRASCCO_LABELS.get(name, name.replace("_", ":", 1)) if german else name
                 name = name if label == "label" else s.get("coarse", "ID")
                 spans.append(Span(s["start"], s["end"], name))
         name, text = str(one.get("doc_id", len(made))), one["text"]

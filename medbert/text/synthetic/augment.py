@@ -8,6 +8,7 @@ without the title before it. What carries over to another source is then all tha
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Iterator
 from random import Random
@@ -17,6 +18,8 @@ from medbert.text.notes import Note
 from medbert.text.redaction.surrogates import Mention, Surrogates, Whose
 from medbert.text.redaction.written_dates import move, read
 from medbert.text.spans import LABELS, coarse
+
+log = logging.getLogger(__name__)
 
 _TITLE = re.compile(r"\b(?:[Dd]r|[Pp]rof|[Mm]r|[Mm]r?s|[Ss]ra?|[Hh]err|[Ff]rau|[Ff]ru)\.? $")
 _DATES = ("%d.%m.%Y", "%d.%m.%y", "%d/%m/%Y", "%d-%m-%Y", "%Y-%m-%d", "%d%m%y", "%d.%m", "%Y")
@@ -30,17 +33,20 @@ def augmented(
     """Each note with gold spans as it is, and ``copies`` times as somebody else's.
 
     ``variation``: the share of spans that are also written in another form. Only spans with a label
-    of ``spans.LABELS`` become others.
+    of ``spans.LABELS`` become others; of which other labels there are spans is told in the end.
     """
-    random = Random(seed)
+    random, stay = Random(seed), set[str]()
     for note in notes:
         yield note
         for _ in range(copies if note.spans else 0):
             yield _other(note, random=random, variation=variation)
+            stay |= {s.label for s in note.spans or () if coarse(s.label) not in LABELS}
+    if stay:
+        log.warning("the same in all copies, for the labels are none of ours: %s", sorted(stay))
 
 
 def _other(note: Note, *, random: Random, variation: float) -> Note:
-    named = [(coarse(span.label), span) for span in sorted(note.spans or ())]
+    named = [(_kind(span.label), span) for span in sorted(note.spans or ())]
     language = note.language or random.choice(_LANGUAGES)
     surrogate = Surrogates(key=random.randbytes(16), language=language)
     names = tuple(note.text[s.start : s.end] for kind, s in named if kind == "NAME")
@@ -62,6 +68,11 @@ def _other(note: Note, *, random: Random, variation: float) -> Note:
         spans.append(Span(len(text), len(text) + len(new), span.label))
         text, end = text + new, span.end
     return note._replace(text=text + note.text[end:], spans=tuple(spans))
+
+
+def _kind(label: str) -> str:
+    """Units of care are named as organisations are, not as towns."""
+    return "ORGANISATION" if label == "LOCATION:CARE_UNIT" else coarse(label)
 
 
 def _surrogate(mention: Mention, surrogate: Surrogates, days: int) -> str:

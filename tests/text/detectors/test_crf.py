@@ -174,6 +174,19 @@ def test_copies_of_training_notes_are_other_people_with_true_offsets():
     assert [*augmented([one], copies=5, seed=1)] == [*augmented([one], copies=5, seed=1)]
 
 
+def test_copies_of_labels_that_are_not_ours_are_told_and_clinics_stay_clinics(caplog):
+    text = "Klinikum Bonn, Zimmer 4, Herr Meyer am 02/2021 und 03"
+    spans = [Span(0, 13, "LOCATION:CARE_UNIT"), Span(30, 35, "NAME_PATIENT")]
+    spans += [Span(39, 46, "DATE"), Span(51, 53, "DATE")]
+    one = Note("1", text, language="de", spans=tuple(spans))
+    _, *copies = augmented([one], copies=20, variation=0, seed=1)
+    assert "NAME_PATIENT" in caplog.text
+    for copy in copies:
+        clinic, name, month, day = (copy.text[s.start : s.end] for s in copy.spans)
+        assert len(clinic.split()) > 1 and clinic != "Klinikum Bonn" and name == "Meyer"
+        assert 1 <= int(month[:2]) <= 12 and 1 <= int(day) <= 12
+
+
 def test_the_verb_trains_tells_and_refuses_notes_that_it_was_trained_on(tmp_path):
     import medbert
 

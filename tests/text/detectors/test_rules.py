@@ -44,9 +44,29 @@ def test_dates_that_need_what_stands_beside_them(text, date):
 
 
 @pytest.mark.parametrize(
+    ("text", "dates"),
+    [
+        ("fra 29.07.2023-01.08.2023 var", ["29.07.2023", "01.08.2023"]),
+        ("vom 11.01.-14.01.2026 auf", ["11.01.", "14.01.2026"]),
+        ("(05.11-18.11.2024)", ["05.11", "18.11.2024"]),
+        ("am 06/07.11.2024 und", ["06", "07.11.2024"]),
+        ("den 10. og 11.10.2033", ["11.10.2033"]),
+        ("am 10 und 11.10.2033", ["10", "11.10.2033"]),
+        ("from 10-11/2022, again", ["10", "11/2022"]),
+        ("on 12/03/2020-14/03/2020", ["12/03/2020", "14/03/2020"]),
+        ("den 3/12-2020 og", ["3/12-2020"]),
+        ("Bonn, 17.10.2029/RAD", ["17.10.2029"]),
+    ],
+)
+def test_days_of_a_span_are_dates_of_their_own(text, dates):
+    assert found(text, "DATE") == dates
+
+
+@pytest.mark.parametrize(
     "text",
     """You may 2 times daily|BP 120/80, pain 10/10|INR of 2.0-3.0|dose 1-0-1|HbA1c 5.6 and 7.2
-pH 7.35, 3/6 murmur|version 1.2.3.4|march 2 miles|2000 mg daily|in 2000 mg|2.5 mg may help
+pH 7.35, 3/6 murmur|pH 6.5-8.5. and 6.5-8.5.9
+version 1.2.3.4|march 2 miles|2000 mg daily|in 2000 mg|2.5 mg may help
 ratio 1:20|C5-C6 and L4/5|SpO2 98|5-year survival""".replace("\n", "|").split("|"),
 )
 def test_what_is_no_date(text):

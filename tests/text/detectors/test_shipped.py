@@ -56,6 +56,19 @@ def test_other_languages_diseases_and_scores_are_let_be(alone):
         assert alone.detect(f"The patient has {said}.") == []
 
 
+def test_ordinary_words_letters_and_drugs_of_a_dialogue_are_let_be():
+    detector = detectors(trained="shipped", point="recall")
+    said = (
+        "Doctor: Good afternoon, young man. Are you taking the Allegra that I gave you?\n"
+        "Patient: Okey. I take it, doctor. They're fine. It is called Zyprexa, I think.\n"
+        "Guest_family: Sounds good. He speaks German, and he had an M R I in two thousand seven.\n"
+        "Doctor: A little, doctor. I see. I gave him Coumadin at Christmas. Bye, Nurse!\n"
+    )
+    assert detector.detect(said) == []
+    named = "Doctor: Good morning, I am Doctor Kirkland.\nPatient: I am Allegra Smith.\n"
+    assert {named[s.start : s.end] for s in detector.detect(named)} == {"Kirkland", "Allegra Smith"}
+
+
 def test_it_is_small_and_says_when_it_cannot_run(monkeypatch, caplog):
     folder = Path(str(files("medbert.text").joinpath("data", "detector")))
     assert sum(file.stat().st_size for file in folder.iterdir()) < 3_000_000
