@@ -11,7 +11,8 @@ import json
 import logging
 import shutil
 import sys
-from collections import Counter, defaultdict
+from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from datetime import datetime
@@ -19,6 +20,8 @@ from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
+
+import numpy as np
 
 from medbert.commands.notes.parts import Row, parts, processes, rows, run, withheld
 from medbert.commands.notes.persons import Persons
@@ -30,7 +33,7 @@ from medbert.text.detectors.shipped import shipped
 from medbert.text.detectors.thresholds import load_detector
 from medbert.text.detectors.words import listed
 from medbert.text.formats.text import can_be_a_file
-from medbert.text.notes import COLUMNS, WRITTEN, Note, format_of, read, write
+from medbert.text.notes import COLUMNS, WRITTEN, Note, format_of, read, where, write
 from medbert.text.redaction.redact import Operator, operators_of, redact, sealed
 from medbert.text.redaction.shift import read_key
 from medbert.text.redaction.surrogates import Whose
@@ -97,7 +100,7 @@ def deidentify(
     written = out_format or _AS_TEXT.get(read_as, read_as)
     if written not in WRITTEN:
         raise InputError(f"out_format={written}: choose one of {', '.join(WRITTEN)}")
-    n_parts, fields, digest = _plan(source(), operators, in_files=written not in _ENDINGS)
+    n_parts, fields, digest = _plan(source, operators, in_files=written not in _ENDINGS)
     settings = {**settings, "notes": digest}
     with artefact(out, overwrite=overwrite, settings=settings, free=_FREE) as folder:
         redacted = _in_parts(source, persons, needed, n_parts, folder / "work", workers)
@@ -127,26 +130,36 @@ def detectors(*, trained: str | None, point: str) -> Detector:
 
 
 def _plan(
-    notes: Iterable[Note], operators: Mapping[str, Operator], *, in_files: bool
+    source: partial[Iterator[Note]], operators: Mapping[str, Operator], *, in_files: bool
 ) -> tuple[int, list[str], str]:
     """Reads all notes once before hours of work: what is broken is known at the door, and
     unfinished work is not taken up with other notes. Returns how many parts they have, their
     fields that are written, and their digest."""
-    seen: set[str] = set()
+    ids = array("q")  # hashes: the ids of millions of notes would fill the memory
     known, digest, n_parts = {"note_id", "text"}, blake2b(digest_size=8), 0
-    for some in parts(notes):
+    for some in parts(source()):
         n_parts += 1
         for note in some:
-            if note.note_id in seen:
-                raise InputError(f"note {len(seen) + 1} has the id of another; ids must differ")
+            ids.append(hash(note.note_id))
             if in_files and not can_be_a_file(note.note_id):
-                raise InputError(f"note {len(seen) + 1}: its id is no file name; out_format=jsonl?")
-            seen.add(note.note_id)
+                raise InputError(f"note {len(ids)}: its id is no file name; out_format=jsonl?")
             known |= {field for field in COLUMNS if getattr(note, field) is not None}
             digest.update(repr(note).encode())
+    _differ(ids, source)
     if _moved(datetime(2020, 1, 1), operators, Whose(note="1")) is None:
         known -= {"time"}
     return n_parts, [field for field in COLUMNS if field in known], digest.hexdigest()
+
+
+def _differ(ids: array[int], source: partial[Iterator[Note]]) -> None:
+    """Refuses two notes of one id; only where two hashes are one are the ids themselves read."""
+    hash_N = np.sort(np.array(ids, np.int64))
+    twice = set(hash_N[1:][hash_N[1:] == hash_N[:-1]].tolist())
+    first: dict[str, int] = {}
+    for n, note in enumerate(source() if twice else (), start=1):
+        if hash(note.note_id) in twice and first.setdefault(note.note_id, n) != n:
+            both = (where(k, *source.args, **source.keywords) for k in (n, first[note.note_id]))
+            raise InputError("{} has the id of {}; ids must differ".format(*both))
 
 
 def _in_parts(
@@ -181,15 +194,25 @@ def _find(needed: Needed, note: Note, person: Mapping[str, Any] | None) -> Row:
 
 
 def _names(notes: Iterable[Note], found: Path, threshold: float) -> dict[str, tuple[str, ...]]:
-    """Of each patient with several notes, those found in all of them; held in memory only."""
-    names: dict[str, set[str]] = defaultdict(set)
-    n_notes: Counter[str] = Counter()
+    """Of each patient with several notes, those found in all of them; held in memory only, and so
+    as short as can be: every name once, and a patient's as a tuple."""
+    names: dict[str, tuple[str, ...]] = {}
+    once: set[str] = set()
     for note, row in zip(notes, rows(found), strict=True):
-        n_notes[note.patient_id or ""] += 1
-        for start, end, label, score in row.get("spans", ()) if note.patient_id else ():
-            if coarse(label) == "NAME" and score >= max(_SURE, threshold):
-                names[note.patient_id or ""].add(sys.intern(note.text[start:end]))
-    return {who: tuple(sorted(some)) for who, some in names.items() if n_notes[who] > 1}
+        if not (who := note.patient_id):
+            continue
+        (once.discard if who in names else once.add)(who)
+        had = names.setdefault(who, ())
+        here = {
+            sys.intern(note.text[start:end])
+            for start, end, label, score in row.get("spans", ())
+            if coarse(label) == "NAME" and score >= max(_SURE, threshold)
+        }
+        if not here.issubset(had):
+            names[who] = tuple(sorted(here.union(had)))
+    for who in once:
+        del names[who]
+    return names
 
 
 def _redact(needed: Needed, note: Note, found: Row, names: tuple[str, ...]) -> Row:

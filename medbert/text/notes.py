@@ -5,6 +5,7 @@ Errors name the file, the line and the cure. They never quote a text.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import date, datetime
@@ -122,12 +123,24 @@ def format_of(path: Path, format: str = "auto") -> str:
         if format not in FORMATS:
             raise InputError(f"format={format}: choose one of auto, {', '.join(FORMATS)}")
         return format
-    endings = {f.suffix.lower() for f in ([path] if path.is_file() else path.rglob("*.*"))}
+    below = [("", [], [path.name])] if path.is_file() else os.walk(path)
+    endings = {os.path.splitext(name)[1].lower() for _, _, names in below for name in names}
     found = [name for name, known in FORMATS.items() if endings & {*known}]
     if not found or (len(found) > 1 and found != ["brat", "text"]):
         what = " and ".join(found) or "no notes in a known format"
         raise InputError(f"{path}: {what} in it; say format= ({', '.join(FORMATS)})")
     return found[0]
+
+
+def where(number: int, path: str | Path, *, format: str = "auto", **how: Any) -> str:
+    """The file of a note that ``read`` yields, from the note's number, and its number there."""
+    read_as = format_of(Path(path), format)
+    for file in files(_made(Path(path)), read_as):
+        for n, _ in enumerate(read(file, format=read_as, **how), start=1):
+            number -= 1
+            if number == 0:
+                return f"{file}, note {n}"
+    raise IndexError("there are fewer notes")
 
 
 def _module(format: str) -> Any:
@@ -153,15 +166,27 @@ def spans_found(
 # --- what the formats share ---------------------------------------------------------------------
 
 
-def files(path: Path, format: str) -> list[Path]:
-    """The files of a format in a folder and its folders, sorted, hidden ones left out."""
-    if path.is_file():
-        return [path]
-    found = [f for f in path.rglob("*.*") if f.suffix.lower() in FORMATS[format] and f.is_file()]
-    seen = [f for f in found if not any(p.startswith(".") for p in f.relative_to(path).parts)]
-    if not seen:
+def files(path: Path, format: str) -> Iterator[Path]:
+    """The files of a format in a folder and its folders, sorted, hidden ones left out. In memory
+    are only the names in one folder: a hospital has millions of notes."""
+    found = iter([path]) if path.is_file() else _below(path, FORMATS[format])
+    if (first := next(found, None)) is None:
         raise InputError(f"{path}: no {' or '.join(FORMATS[format])} file in it")
-    return sorted(seen)
+    yield first
+    yield from found
+
+
+def _below(folder: Path, endings: tuple[str, ...]) -> Iterator[Path]:
+    try:
+        names = sorted(name for name in os.listdir(folder) if name[0] != ".")
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read ({error.strerror})") from None
+    for name in names:
+        file = folder / name
+        if file.suffix.lower() in endings and file.is_file():
+            yield file
+        elif file.is_dir() and not file.is_symlink():
+            yield from _below(file, endings)
 
 
 def name(file: Path, root: Path) -> str:

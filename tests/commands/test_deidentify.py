@@ -11,6 +11,8 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,6 +20,7 @@ import pytest
 from pyarrow import parquet
 
 import medbert
+from medbert.commands.deidentify import _names, _plan
 from medbert.commands.notes import parts
 from medbert.schema import InputError, Span
 from medbert.text.notes import Note, read, write
@@ -231,6 +234,37 @@ def test_broken_files_are_refused_before_anything_is_made(tmp_path, file, conten
     assert file in said or "note 2" in said
     assert not PHI.search(said + caplog.text + "".join(capfd.readouterr()))
     assert not list(tmp_path.glob("out*"))
+
+
+def test_an_id_that_comes_again_in_another_file_is_told_with_both_places(tmp_path, monkeypatch):
+    for name, ids in (("a", "123"), ("b", "425")):
+        notes = [Note(note_id, TEXTS["p2/c"]) for note_id in ids]
+        write(notes, tmp_path / "in" / f"{name}.jsonl", format="jsonl")
+    for number in (hash, lambda _: 1):  # ids may differ though their hashes do not
+        monkeypatch.setattr("medbert.commands.deidentify.hash", number, raising=False)
+        message = r"b\.jsonl, note 2 has the id of \S*a\.jsonl, note 2; ids must differ"
+        with pytest.raises(InputError, match=message):
+            run(tmp_path / "in", tmp_path / "out")
+        assert run(tmp_path / "in" / "a.jsonl", tmp_path / "a", overwrite=True)["notes"] == 3
+
+
+def test_a_note_that_was_read_leaves_only_a_number(tmp_path):
+    n, text = 30_000, "Ingen funn."
+    source = partial(lambda: (Note(f"ward-{i:09}", text) for i in range(n)))
+    tracemalloc.start()
+    assert _plan(source, {}, in_files=False)[:2] == (n // parts._NOTES, ["note_id", "text"])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 300_000 + 40 * n, "bytes; an id as a string in a set takes 130"
+
+
+def test_names_are_kept_of_patients_with_several_notes(tmp_path):
+    whose = ("a", "b", "b", "c", None, "b")
+    notes = [note._replace(patient_id=who) for note, who in zip(gold() * 2, whose, strict=True)]
+    found = [{"spans": [(*span[:3], 0.9) for span in note.spans]} for note in notes]
+    (tmp_path / "0.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
+    assert _names(iter(notes), tmp_path, 0.0) == {"b": ("Ola Quistgaard",)}
+    assert _names(iter(notes), tmp_path, 0.95) == {"b": ()}
 
 
 def test_on_the_command_line_an_error_is_one_line(tmp_path):

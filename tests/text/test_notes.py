@@ -12,7 +12,7 @@ import pytest
 from pyarrow import parquet
 
 from medbert.schema import InputError, Span
-from medbert.text.notes import Note, read, spans_found, write
+from medbert.text.notes import FORMATS, Note, files, read, spans_found, where, write
 
 TEXT = "Ola Værnes, 47 år,\r\nsett 12.03.2020.\nTlf. \U0001f600 915 00 111"
 SPANS = (Span(0, 10, "NAME:PATIENT"), Span(12, 17, "AGE"), Span(25, 35, "DATE"))
@@ -180,6 +180,28 @@ def test_what_cannot_be_told_apart_is_asked_for(tmp_path):
         next(read(tmp_path, format="csv", columns={"body": "x"}))
 
 
+def test_files_come_in_the_order_of_their_paths_and_hidden_ones_and_links_do_not(tmp_path):
+    names = ("b.txt", "a-1.txt", "a/c.txt", "a/d/e.TXT", "a.b.txt", "a/x.md", "f.txt/g.txt", "n")
+    for name in (*names, ".h/i.txt", "a/._c.txt"):
+        file = tmp_path / "in" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("x")
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "in" / "a")
+    expected = sorted(tmp_path / "in" / name for name in names if name.lower().endswith(".txt"))
+    assert [*files(tmp_path / "in", "text")] == expected
+    (tmp_path / "none").mkdir()
+    for format, (ending, *_) in FORMATS.items():
+        with pytest.raises(InputError, match=rf"none: no \{ending}.* file in it"):
+            next(files(tmp_path / "none", format))
+
+
+def test_a_note_is_found_in_its_file_by_its_number(tmp_path):
+    for name in ("a", "b"):
+        write(NOTES, tmp_path / f"{name}.jsonl", format="jsonl")
+    assert where(3, tmp_path) == f"{tmp_path / 'a.jsonl'}, note 3"
+    assert where(5, tmp_path, patient_pattern="x") == f"{tmp_path / 'b.jsonl'}, note 2"
+
+
 def test_note_ids_cannot_leave_the_folder(tmp_path):
     with pytest.raises(InputError, match="cannot be the name of a file"):
         write([Note("../../x", "y")], tmp_path / "out", format="text")
@@ -196,6 +218,17 @@ def test_memory_does_not_grow_with_the_number_of_notes(tmp_path, format):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < n * len(text) / (2 if format == "parquet" else 4)
+
+
+def test_a_parquet_file_in_one_group_is_read_piece_by_piece(tmp_path):
+    texts = [f"{i:04} " * 400 for i in range(6000)]
+    table = pa.table({"note_id": range(6000), "text": texts})
+    parquet.write_table(table, tmp_path / "n.parquet", compression="none", use_dictionary=False)
+    held, before = [], pa.total_allocated_bytes()
+    for note, text in zip(read(tmp_path / "n.parquet"), texts, strict=True):
+        assert note.text == text
+        held.append(pa.total_allocated_bytes() - before)
+    assert max(held) < sum(map(len, texts)) / 2  # pages of about 2 MB
 
 
 def test_one_very_long_note(tmp_path):

@@ -21,7 +21,7 @@ from medbert.text.tokens import Offsets, tokens
 
 log = logging.getLogger(__name__)
 
-_CACHED = 100_000  # distinct words whose features are kept
+_CACHED = 8_192  # distinct words whose features are kept, of 2 kB each
 _PIECE = 1_000  # words that are decided together, and then up to the end of the line
 _SURE = 0.9995  # of O: what else the word could be is not asked
 
@@ -146,7 +146,7 @@ class Features:
     def of(self, text: str) -> TextFeatures:
         return TextFeatures(text, self)
 
-    def _known(self, form: str) -> list[tuple[str, ...]]:
+    def _known(self, form: str) -> tuple[tuple[str, ...], ...]:
         """What a word says of the words 3, 2 and 1 behind it, of itself, of those before it, and
         its shape."""
         low, shape = form.lower(), _shape(form)
@@ -156,10 +156,9 @@ class Features:
         own += [f"p{n}={low[:n]}" for n in (1, 2, 3, 4) if len(low) > n]
         own += [f"e{n}={low[-n:]}" for n in (1, 2, 3, 4) if len(low) > n]
         beside = [*near, f"e3={low[-3:]}"]
-        by_distance = {-3: near[:1], -2: near, -1: beside, 1: beside, 2: near, 3: near[:1]}
-        around = {d: tuple(f"{d}{f}" for f in fs) for d, fs in by_distance.items()}
-        around[0] = tuple(own)
-        return [around[d] for d in range(-3, 4)] + [(shape,)]
+        before = (("-3", near[:1]), ("-2", near), ("-1", beside), ("", own))
+        after = (("1", beside), ("2", near), ("3", near[:1]), ("", [shape]))
+        return tuple([tuple([at + name for name in of]) for at, of in before + after])
 
 
 class TextFeatures:

@@ -16,6 +16,7 @@ from medbert.schema import InputError
 from medbert.text.notes import Note, Options, chosen, files, lines, note_of
 
 _ROWS, _GROUP = 64, 512  # of a Parquet file at once: read, written
+_BUFFER = 2**20  # bytes of a column at once: one group of rows may hold all the texts there are
 _SEPARATORS = "\t;,|"
 
 
@@ -66,7 +67,7 @@ def _spans(cell: str, where: str) -> Any:
 
 def _parquet(file: Path, options: Options) -> Iterator[Note]:
     try:
-        with parquet.ParquetFile(file) as table:
+        with parquet.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False) as table:
             names = table.schema_arrow.names
             columns = chosen(names, options, where=str(file))
             wanted = [*columns.values(), *({"spans"} & {*names})]

@@ -115,6 +115,15 @@ def test_a_long_text_is_decided_in_pieces_as_the_short_one_is(trained, monkeypat
     assert (whole.inside_W == pieces.inside_W).mean() > 0.99
 
 
+def test_few_words_are_kept_and_what_is_forgotten_is_made_again_alike(monkeypatch):
+    text = "\n".join(one.text for one in notes(3, seed=8))
+    whole = crf.Features().of(text).rows(0, 100)
+    monkeypatch.setattr(crf, "_CACHED", 5)
+    features = crf.Features()
+    assert features.of(text).rows(0, 100) == whole
+    assert features.known.cache_info().currsize == 5
+
+
 def test_the_recall_that_was_asked_for_is_reached_on_the_tuning_notes(trained):
     """With names in capitals, which were not trained on, and at what price is told."""
     tuning = [one._replace(text=one.text.upper()) for one in notes(20, seed=7)]
