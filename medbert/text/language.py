@@ -14,7 +14,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from functools import cache
+from functools import cache, lru_cache, partial
 from importlib.resources import files
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ _LONGEST = 5  # characters of an n-gram
 _PIECE = 20  # words
 _MIXED_SHARE = 0.25  # of the words of a document that another language has
 _CLEARLY = 4.0  # log-odds by which a piece has another language than the document
-_KNOWN_WORDS = 500_000  # whose scores are remembered
+_KNOWN_WORDS = 65_536  # whose scores are remembered, of 0.4 kB each
 
 
 def words(text: str) -> list[str]:
@@ -67,7 +67,12 @@ class Languages:
         unit: float,
     ) -> None:
         self.names, self.weights_BL, self.bias_L, self.unit = [*names], weights_BL, bias_L, unit
-        self._words: dict[str, tuple[NDArray[np.float32], int]] = {}
+        self._word = lru_cache(_KNOWN_WORDS)(self._word_of)
+
+    def __reduce__(self) -> Any:
+        """For other processes: without what is remembered."""
+        again = partial(type(self), unit=self.unit)
+        return again, (self.names, self.weights_BL, self.bias_L)
 
     @classmethod
     @cache
@@ -91,15 +96,9 @@ class Languages:
     def _odds(self, sums: NDArray[np.float32], n_grams: NDArray[np.int64]) -> NDArray[Any]:
         return sums / np.sqrt(np.maximum(n_grams, 1), dtype=np.float32) + self.bias_L
 
-    def _word(self, word: str) -> tuple[NDArray[np.float32], int]:
-        if (known := self._words.get(word)) is not None:
-            return known
-        if len(self._words) >= _KNOWN_WORDS:
-            self._words.clear()
+    def _word_of(self, word: str) -> tuple[NDArray[np.float32], int]:
         at = buckets(word)
-        made = self.weights_BL[at].sum(0, dtype=np.int64).astype(np.float32) * self.unit, len(at)
-        self._words[word] = made
-        return made
+        return self.weights_BL[at].sum(0, dtype=np.int64).astype(np.float32) * self.unit, len(at)
 
     def of_sentence(self, text: str) -> str:
         """The likeliest of all ``names``, however short the text is."""

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import date, datetime
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -134,13 +135,10 @@ def format_of(path: Path, format: str = "auto") -> str:
 
 def where(number: int, path: str | Path, *, format: str = "auto", **how: Any) -> str:
     """The file of a note that ``read`` yields, from the note's number, and its number there."""
-    read_as = format_of(Path(path), format)
-    for file in files(_made(Path(path)), read_as):
-        for n, _ in enumerate(read(file, format=read_as, **how), start=1):
-            number -= 1
-            if number == 0:
-                return f"{file}, note {n}"
-    raise IndexError("there are fewer notes")
+    format = format_of(Path(path), format)
+    found = files(_made(Path(path)), format)
+    notes = ((file, n) for file in found for n, _ in enumerate(read(file, format=format, **how), 1))
+    return "{}, note {}".format(*next(islice(notes, number - 1, None)))
 
 
 def _module(format: str) -> Any:

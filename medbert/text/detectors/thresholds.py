@@ -213,10 +213,14 @@ def read_card(folder: str | Path, kind: str) -> dict[str, Any]:
 def load_detector(folder: str | Path, *, point: str = RECALL) -> Trained:
     """A detector that `medbert train_detector` made, or a Hugging Face token classifier."""
     from medbert.text.detectors.crf import CRF
-    from medbert.text.detectors.tagger import Tagger
 
-    kind = CRF if (Path(folder) / CRF.file).is_file() else Tagger
-    detector = kind.load(folder)
+    detector: Trained
+    if (Path(folder) / CRF.file).is_file():
+        detector = CRF.load(folder)
+    else:
+        from medbert.text.detectors.tagger import Tagger  # and torch, which takes 200 MB
+
+        detector = Tagger.load(folder)
     if point not in detector.points:
         raise InputError(f"point={point}: choose one of {', '.join(detector.points)}")
     detector.point = point
