@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,15 @@ def test_languages_of_documents():
     assert known.of("Ingen merknader.").language == "too short"
     assert known.of("12,5 mg x 2; 120/80").language == "too short"
     assert known.of("Hun har ikke vondt.", least=2).language == "nb"
+
+
+def test_few_words_are_remembered_and_none_travels(monkeypatch):
+    known = Languages.shipped()
+    expected = [known.of(text) for text in (NB, NN, EN, DE)]
+    monkeypatch.setattr("medbert.text.language._KNOWN_WORDS", 3)
+    other = pickle.loads(pickle.dumps(known))
+    assert [other.of(text) for text in (NB, NN, EN, DE)] == expected
+    assert other._word.cache_info().currsize == 3
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="UD Norwegian is not beside this checkout")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 from importlib.resources import files
 from pathlib import Path
 
@@ -80,6 +82,14 @@ def test_it_is_small_and_says_when_it_cannot_run(monkeypatch, caplog):
 
 
 @pytest.mark.skipif(not ASQ.is_file(), reason="the ASQ-PHI queries are not here")
+def test_torch_which_it_does_not_need_is_not_loaded():
+    code = (
+        "import sys; from medbert.commands.deidentify import detectors as d; "
+        "d(trained='shipped', point='f1').detect('Ola sov.'); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
 def test_queries_of_clinicians_never_trained_on():
     """Every third of them: token recall, and how many without PHI are touched."""
     detector, scores = detectors(trained="shipped", point="recall"), Scores(label=lambda _: "PHI")
