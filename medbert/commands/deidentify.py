@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import sys
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -43,6 +42,7 @@ log = logging.getLogger(__name__)
 
 _SURE = 0.7  # the least score of a name that is looked for in the other notes of the patient
 _AGAIN = 0.9  # its score there
+_BETWEEN = "\0"  # two names
 _AROUND = 40  # characters to either side of an uncertain span, where text is shown
 _AS_TEXT = {"conll": "text", "i2b2": "text"}  # formats that are only read
 _ENDINGS = {"jsonl": ".jsonl", "csv": ".csv", "parquet": ".parquet"}  # the others are folders
@@ -177,7 +177,7 @@ def _in_parts(
         go(_find, ((some, persons.of(some)) for some in parts(source())), found)
         names, had = _names(source(), found, needed.threshold), rows(found)
         beside = (
-            (some, [(next(had), names.get(note.patient_id or "", ())) for note in some])
+            (some, [(next(had), names.get(note.patient_id or "", "")) for note in some])
             for some in parts(source())
         )
         go(_redact, beside, redacted)
@@ -193,31 +193,32 @@ def _find(needed: Needed, note: Note, person: Mapping[str, Any] | None) -> Row:
     return {"spans": [(s.start, s.end, s.label, float(s.score)) for s in found]}
 
 
-def _names(notes: Iterable[Note], found: Path, threshold: float) -> dict[str, tuple[str, ...]]:
+def _names(notes: Iterable[Note], found: Path, threshold: float) -> dict[str, str]:
     """Of each patient with several notes, those found in all of them; held in memory only, and so
-    as short as can be: every name once, and a patient's as a tuple."""
-    names: dict[str, tuple[str, ...]] = {}
+    in one word a patient, which takes a tenth of a set of words."""
+    names: dict[str, str] = {}
     once: set[str] = set()
     for note, row in zip(notes, rows(found), strict=True):
         if not (who := note.patient_id):
             continue
         (once.discard if who in names else once.add)(who)
-        had = names.setdefault(who, ())
+        had = {*filter(None, names.setdefault(who, "").split(_BETWEEN))}
         here = {
-            sys.intern(note.text[start:end])
+            note.text[start:end]
             for start, end, label, score in row.get("spans", ())
             if coarse(label) == "NAME" and score >= max(_SURE, threshold)
         }
-        if not here.issubset(had):
-            names[who] = tuple(sorted(here.union(had)))
+        if not here <= had:
+            names[who] = _BETWEEN.join(sorted(here | had))
     for who in once:
         del names[who]
     return names
 
 
-def _redact(needed: Needed, note: Note, found: Row, names: tuple[str, ...]) -> Row:
+def _redact(needed: Needed, note: Note, found: Row, joined: str) -> Row:
     if "failed" in found:
         return found
+    names = tuple(joined.split(_BETWEEN)) if joined else ()
     again = everywhere(names, note.text, score=max(_AGAIN, needed.threshold)) if names else []
     spans = merge([*(Span(*span) for span in found["spans"]), *again])
     taken = [span for span in spans if span.score >= needed.threshold]

@@ -263,8 +263,8 @@ def test_names_are_kept_of_patients_with_several_notes(tmp_path):
     notes = [note._replace(patient_id=who) for note, who in zip(gold() * 2, whose, strict=True)]
     found = [{"spans": [(*span[:3], 0.9) for span in note.spans]} for note in notes]
     (tmp_path / "0.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
-    assert _names(iter(notes), tmp_path, 0.0) == {"b": ("Ola Quistgaard",)}
-    assert _names(iter(notes), tmp_path, 0.95) == {"b": ()}
+    assert _names(iter(notes), tmp_path, 0.0) == {"b": "Ola Quistgaard"}
+    assert _names(iter(notes), tmp_path, 0.95) == {"b": ""}
 
 
 def test_on_the_command_line_an_error_is_one_line(tmp_path):
