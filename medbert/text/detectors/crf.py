@@ -21,7 +21,7 @@ from medbert.text.tokens import Offsets, tokens
 
 log = logging.getLogger(__name__)
 
-_CACHED = 8_192  # distinct words whose features are kept, of 2 kB each
+_CACHED = 16_384  # distinct words whose features are kept, of 2 kB each
 _PIECE = 1_000  # words that are decided together, and then up to the end of the line
 _SURE = 0.9995  # of O: what else the word could be is not asked
 
