@@ -27,6 +27,10 @@ TIMES = ("age", "order", "both", "none")
 # the slowest does not come round within a life.
 SHORTEST, LONGEST = 7.0, 100 * DAYS_PER_YEAR
 LONGEST_AGE, AGE_WAVES = 160.0, 6  # years; each wave is half as long as the one before
+MANY = 20  # distinct codes
+
+Sums = Callable[[Tensor], Tensor]
+"""Values of tokens (T, X) to their sums (T, X) over the codes so far."""
 
 
 class ModernEncoder(nn.Module):
@@ -44,8 +48,9 @@ class ModernEncoder(nn.Module):
     ``ever``: every output also holds the sum, by a table of its own, of all codes that the subject
     has had by then, each once: what baselines on counts see, and attention loses in long records.
     ``silence``: the hazards know for how long nothing has come (see ``Hazards``). ``linear``: the
-    last so many values (at most half) of every output are such sums and nothing else, and what they
-    say is added to the hazards: a regression that pretraining starts with (see ``regression``).
+    last so many values (at most half) of every output are linear in what is known by then (see
+    ``known``), and what they say is added to the hazards: a regression that pretraining starts with
+    (see ``regression``).
     """
 
     def __init__(
@@ -90,6 +95,8 @@ class ModernEncoder(nn.Module):
         )
         self.ever = nn.Embedding(vocabulary_size, hidden) if ever else None
         self.linear = nn.Embedding(vocabulary_size, linear) if linear else None
+        beside = 1 + (2 * AGE_WAVES + 1 if ages else 0) + (MALE + 1 if sex else 0)
+        self.linear_beside = nn.Linear(beside, linear, bias=False) if linear else None
         self.final_norm = nn.LayerNorm(hidden, bias=False)
         self.hazards = None
         if edges is not None and not causal:
@@ -126,17 +133,30 @@ class ModernEncoder(nn.Module):
             hidden_PD = layer(hidden_PD, packing, turn)
         return self.finish(packing.leave(hidden_PD), batch, so_far=so_far)
 
-    def finish(
-        self, hidden_TD: Tensor, batch: Batch, *, so_far: Callable[[nn.Embedding, Batch], Tensor]
-    ) -> Tensor:
+    def finish(self, hidden_TD: Tensor, batch: Batch, *, so_far: Callable[[Batch], Sums]) -> Tensor:
         """The outputs (T, D), made of what the layers leave and of sums over the codes so far."""
+        if self.ever is not None or self.linear is not None:
+            summed = so_far(batch)
         if self.ever is not None:
-            hidden_TD = hidden_TD + so_far(self.ever, batch)
+            hidden_TD = hidden_TD + summed(self.ever(batch.tokens_T))
         hidden_TD = self.final_norm(hidden_TD)
-        if self.linear is None:
+        if self.linear is None or self.linear_beside is None:
             return hidden_TD
-        sums_TR = so_far(self.linear, batch).to(hidden_TD.dtype)
+        sums_TR, beside_TX = self.known(self.linear(batch.tokens_T), batch, summed)
+        sums_TR = (sums_TR + self.linear_beside(beside_TX)).to(hidden_TD.dtype)
         return torch.cat([hidden_TD[:, : -sums_TR.shape[1]], sums_TR], dim=1)
+
+    def known(self, each_TX: Tensor, batch: Batch, summed: Sums) -> tuple[Tensor, Tensor]:
+        """What the regression knows at each token: sums of ``each_TX`` over the n distinct codes so
+        far, divided by sqrt(1 + n / MANY), since many codes often say the same; and beside them
+        ln n, and age and sex where the encoder is told them."""
+        n_T1 = summed(torch.ones_like(each_TX[:, :1]))
+        beside = [n_T1.log()]
+        if self.ages is not None:
+            beside.append(age_waves(batch.age_T))
+        if self.sex is not None:
+            beside.append(F.one_hot(sexes(batch), MALE + 1).to(n_T1.dtype))
+        return summed(each_TX) / (1 + n_T1 / MANY).sqrt(), torch.cat(beside, dim=1)
 
     def embed(self, batch: Batch) -> Tensor:
         """What each token is, and what is told beside it, before any attention (T, D)."""
@@ -144,9 +164,7 @@ class ModernEncoder(nn.Module):
         if self.ages is not None:
             hidden_TD = hidden_TD + self.ages(age_waves(batch.age_T))
         if self.sex is not None:
-            unknown_B = torch.full_like(batch.rows_B, UNKNOWN_SEX)
-            sex_B = unknown_B if batch.sex_B is None else batch.sex_B
-            hidden_TD = hidden_TD + self.sex(sex_B)[batch.subject_T]
+            hidden_TD = hidden_TD + self.sex(sexes(batch))
         if self.visits is not None:
             visit_T = batch.visit_T.clamp(max=self.visits.num_embeddings - 1)
             hidden_TD = hidden_TD + self.visits(visit_T)
@@ -155,17 +173,27 @@ class ModernEncoder(nn.Module):
         return self.dropout(self.norm(hidden_TD))
 
 
-def so_far(table: nn.Embedding, batch: Batch) -> Tensor:
-    """The sum of the distinct codes of a subject up to each token (T, D), that token included."""
-    pair_T = batch.subject_T * table.num_embeddings + batch.tokens_T
+def so_far(batch: Batch) -> Sums:
+    """How to sum over the distinct codes of a subject up to each token, that token included."""
+    pair_T = (batch.subject_T << 32) + batch.tokens_T
     order_T = torch.argsort(pair_T, stable=True)
     sorted_T = pair_T[order_T]
     new_T = torch.ones_like(pair_T, dtype=torch.bool)
     new_T[order_T[1:]] = sorted_T[1:] != sorted_T[:-1]
-    each_TD = table(batch.tokens_T) * new_T[:, None]
-    sum_TD = torch.cumsum(each_TD, dim=0, dtype=torch.float64)  # of all subjects: it grows long
-    before_SD = F.pad(sum_TD, (0, 0, 1, 0))[batch.offsets_B1[:-1]]
-    return (sum_TD - before_SD[batch.subject_T]).to(each_TD.dtype)
+
+    def summed(each_TX: Tensor) -> Tensor:
+        # of all subjects: it grows long
+        sum_TX = torch.cumsum(each_TX * new_T[:, None], dim=0, dtype=torch.float64)
+        before_SX = F.pad(sum_TX, (0, 0, 1, 0))[batch.offsets_B1[:-1]]
+        return (sum_TX - before_SX[batch.subject_T]).to(each_TX.dtype)
+
+    return summed
+
+
+def sexes(batch: Batch) -> Tensor:
+    """(T,), of the subject of each token."""
+    unknown_B = torch.full_like(batch.rows_B, UNKNOWN_SEX)
+    return (unknown_B if batch.sex_B is None else batch.sex_B)[batch.subject_T]
 
 
 class PreNormLayer(nn.Module):

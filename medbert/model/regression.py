@@ -73,7 +73,8 @@ def _summed(
         time_MK, come_MK = encoder.hazards.observed(future)
         column_J = torch.searchsorted(future.code_K, code_J)
         time_MK, come_MK = time_MK[:, column_J], come_MK[:, column_J].float()
-        x_MJ = so_far(ones, batch)[future.place_M]
+        known = encoder.known(ones(batch.tokens_T), batch, so_far(batch))
+        x_MJ = torch.cat(known, dim=1)[future.place_M]
         both = x_MJ.T @ x_MJ, x_MJ.T @ come_MK, x_MJ.T @ time_MK
         new = [len(x_MJ), x_MJ.sum(0), *both, come_MK.sum(0), time_MK.sum(0)]
         total = [a + b for a, b in zip(total, new, strict=True)] if total else new
@@ -87,7 +88,8 @@ def _set(
     base_K = (sums.y_K + 0.5) / (sums.t_K + 1)
     inputs_JR, outputs_KR = _directions(sums, base_K, rank)
     encoder.linear.weight.zero_()
-    encoder.linear.weight[code_J] = inputs_JR
+    encoder.linear.weight[code_J] = inputs_JR[: len(code_J)]
+    encoder.linear_beside.weight.copy_(inputs_JR[len(code_J) :].T)
     middle_K = outputs_KR @ (inputs_JR.T @ (sums.x_J / sums.n))
     hidden = [(batch, future, encoder(batch)) for batch, future in some]
     hazards.linear_CR.zero_()

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from medbert.model.hazards import clock
 from medbert.model.heads import POOLINGS
-from medbert.model.modern import ModernEncoder, angles
+from medbert.model.modern import ModernEncoder, Sums, angles
 from medbert.schema import PAD, UNKNOWN_SEX, Batch, InputError
 
 INPUTS = {  # of B subjects, each padded to the L tokens of the longest
@@ -163,12 +163,16 @@ class _Scorer(nn.Module):
         return sum_BD / real_BL.sum(1, keepdim=True).clamp(min=1)
 
 
-def _so_far(table: nn.Embedding, batch: Batch) -> Tensor:
+def _so_far(batch: Batch) -> Sums:
     """``modern.so_far`` of a rectangle."""
     tokens_BL = batch.tokens_T.view(batch.rows_B.shape[0], -1)
     again_BLL = torch.tril(tokens_BL[:, :, None] == tokens_BL[:, None, :], diagonal=-1)
-    each_BLD = table(tokens_BL) * ~again_BLL.any(2)[:, :, None]
-    return each_BLD.cumsum(1).flatten(0, 1)
+    new_BL1 = ~again_BLL.any(2)[:, :, None]
+
+    def summed(each_TX: Tensor) -> Tensor:
+        return (each_TX.view(*tokens_BL.shape, -1) * new_BL1).cumsum(1).flatten(0, 1)
+
+    return summed
 
 
 class _Rectangle(Batch):
