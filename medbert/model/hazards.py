@@ -43,8 +43,8 @@ class Hazards(nn.Module):
     told apart by the encoder's own table, ``level_CP`` is what holds without any history.
     ``silence``: pieces begin when it is asked, and how long nothing has come until then is told;
     else they begin with the last moment, as if all that is known of the time since were that the
-    codes asked for have not come. ``linear``: the last so many of the hidden values are sums over
-    the codes so far (see ``ModernEncoder``); what they say of a code, by ``linear_CR``, is added.
+    codes asked for have not come. ``linear``: the last so many of the hidden values are linear in
+    what is known (see ``ModernEncoder``); what they say of a code, by ``linear_CR``, is added.
     """
 
     edge_P: Tensor

@@ -1,11 +1,12 @@
-"""Where hazards start: what the codes so far say, linearly, of those to come, without a descent.
+"""Where hazards start: what codes so far, age and sex say, linearly, of the codes to come, without
+a descent.
 
 One step of Newton's method from hazards that are the same for everybody (a ridge regression, by
 Poisson likelihood), cut down to as few directions as the encoder has sums for (reduced rank:
 Izenman 1975, J Multivar Anal 5:248). Training goes on from there; on small records, where a few
 hundred steps of descent find little, it is most of what can be known.
 
-Beside the legend of ``hazards``: J codes as inputs, R directions.
+Beside the legend of ``hazards``: J inputs (codes, and what is known beside them), R directions.
 """
 
 from __future__ import annotations

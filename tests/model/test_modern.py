@@ -28,6 +28,8 @@ SWITCHES: list[dict[str, Any]] = [
     {"visits": 3, "positions": 64},
     {"causal": True, "edges": [0, 30, 365]},
     {"causal": True, "ever": True},
+    {"causal": True, "ever": True, "linear": 8},
+    {"causal": True, "linear": 5, "ages": False, "sex": False},
 ]
 
 
@@ -105,7 +107,16 @@ def _one(model: ModernEncoder, person: Batch) -> torch.Tensor:
         for place in range(length):
             known = person.tokens_T[: place + 1].unique()
             hidden[place] += model.ever.weight[known].sum(0)
-    return _normal(hidden, model.final_norm.weight)
+    hidden = _normal(hidden, model.final_norm.weight)
+    for place in range(length if config["linear"] else 0):
+        known = person.tokens_T[: place + 1].unique()
+        beside = [math.log(len(known))]
+        beside += _age_row(float(person.age_T[place])) if config["ages"] else []
+        beside += [float(person.sex_B[0] == sex) for sex in range(3)] if config["sex"] else []
+        summed = model.linear.weight[known].sum(0) / math.sqrt(1 + len(known) / 20)
+        told = model.linear_beside.weight @ torch.tensor(beside)
+        hidden[place, -config["linear"] :] = summed + told
+    return hidden
 
 
 def _age_row(age: float) -> list[float]:

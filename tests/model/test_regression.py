@@ -72,6 +72,28 @@ def test_it_finds_what_foretells_a_code_without_a_step() -> None:
     assert log_M[has_M].min() > log_M[~has_M].max() + 0.5  # each with a sign above all without
 
 
+def test_age_foretells_without_a_step() -> None:
+    old = 70 * 365.25
+    batches = []
+    for seed in range(4):  # those with a sign are old, and no code says so
+        batch = lives(800, seed=seed)
+        has_B = torch.zeros(800).index_add(0, batch.subject_T, (batch.tokens_T == SIGN).float()) > 0
+        tokens_T = batch.tokens_T.where(batch.tokens_T != SIGN, SIGN + 1)
+        begun_B = old * has_B
+        aged = {"age_T": batch.age_T + begun_B[batch.subject_T], "end_B": batch.end_B + begun_B}
+        batches.append(batch._replace(tokens_T=tokens_T, **aged))
+    asked, disease = batches[0], torch.tensor([DISEASE])
+    first_B = asked.offsets_B1[:-1] + 1
+    for ages in (True, False):
+        model, objective = made(ages=ages)
+        begin(model, objective, batches)
+        with torch.no_grad():
+            hidden_BD = model.eval()(asked)[first_B]
+            log_B = model.hazards.logs(hidden_BD, model.codes.weight[disease], disease)[:, 0, 0]
+        young_B = asked.age_T[first_B] < old
+        assert (log_B[~young_B].min() > log_B[young_B].max() + 0.5) == ages
+
+
 def test_it_leaves_alone_what_has_no_use_for_it() -> None:
     batches = [lives(50, seed=0)]
     hiding = partial(masked_code, rate=0.3, static=False, seed=0)
