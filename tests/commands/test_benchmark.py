@@ -213,17 +213,18 @@ def test_heads_compete_on_tuning_and_the_others_are_listed_by_name(made, tmp_pat
     assert {*json.loads((tmp_path / "report" / "metrics.json").read_text())["searches"]} >= {*arms}
 
 
-def test_the_first_arm_within_a_standard_error_of_the_best_is_taken():
+def test_the_first_arm_is_taken_unless_another_is_better_beyond_chance():
     arms = [SimpleNamespace(family=name[0], name=name) for name in ("a1", "a2", "a3", "b1", "c1")]
 
     def best(**auroc: tuple[float, float]) -> dict[str, str]:
         answers = {name: Answer(*said, {}, {}, 0.0) for name, said in auroc.items()}
         return {family: arm.name for family, arm in best_of_families(arms, answers).items()}
 
-    rest = {"b1": (0.5, 0.0)}
-    assert best(a1=(0.78, 0.9), a2=(0.71, 0.0), a3=(0.80, 0.03), **rest) == {"a": "a1", "b": "b1"}
-    assert best(a1=(0.76, 0.9), a2=(0.79, 0.0), a3=(0.80, 0.03), **rest) == {"a": "a2", "b": "b1"}
-    assert best(a1=(0.76, 0.9), a2=(0.71, 0.9), a3=(0.80, 0.03)) == {"a": "a3"}
+    rest, near = {"b1": (0.5, 0.0)}, {"a3": (0.80, 0.03)}
+    assert best(a1=(0.73, 0.03), a2=(0.79, 0.01), **near, **rest) == {"a": "a1", "b": "b1"}
+    assert best(a1=(0.70, 0.03), a2=(0.75, 0.01), **near, **rest) == {"a": "a2", "b": "b1"}
+    assert best(a1=(0.70, 0.03), a2=(0.71, 0.03), **near) == {"a": "a3"}
+    assert best(a1=(0.82, 0.1), a2=(1.0, 0.0)) == {"a": "a1"}, "1.0 on a few has no error, it says"
     assert best(a2=(0.7, 0.0), a3=(0.7, 0.0)) == {"a": "a2"}
 
 

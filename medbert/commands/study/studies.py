@@ -28,7 +28,7 @@ Answers = Mapping[str, Mapping[str, Answer]]  # by the name of the trial, and of
 
 HEADS = (
     "Of what was made of one encoder the line shows the first, in the order of the settings, that "
-    "came within a standard error of the best on tuning; gradients took "
+    "the best on tuning did not beat beyond chance (95%); gradients took "
     f"{LEAST_STEPS} steps an epoch or more, in smaller batches where labels were few."
 )
 LABELS = (

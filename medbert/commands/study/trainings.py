@@ -18,6 +18,8 @@ from medbert.commands.study.trials import Asked
 
 log = logging.getLogger(__name__)
 
+BEYOND_CHANCE = 1.96  # errors of a difference; those of the two are taken for independent
+
 
 class Answer(NamedTuple):
     """Probabilities by what was ``judged``; ``chosen`` on tuning, with that AUROC and its error."""
@@ -75,16 +77,18 @@ def _answer(trial: Trial, arm: Arm, folder: Path, what: str) -> Answer:
 
 
 def best_of_families(arms: Iterable[Arm], answers: Mapping[str, Answer]) -> dict[str, Arm]:
-    """The first arm of each family that is within a standard error of the best one on tuning.
-
-    The rule of Breiman et al. (1984, ch. 3.4.3): on few labels the best is often so by chance.
+    """The first arm of each family, or the first that the best one on tuning does not beat beyond
+    chance: on few labels the best is often so by luck, and the luckier, the smaller its own error.
     """
     known, found = [arm for arm in arms if arm.name in answers], {}
     for family in dict.fromkeys(arm.family for arm in known):
-        some = [arm for arm in known if arm.family == family]
-        best = max((answers[arm.name] for arm in some), key=lambda answer: answer.auroc)
-        near = best.auroc - best.error
-        found[family] = next(arm for arm in some if answers[arm.name].auroc >= near)
+        some = [(arm, answers[arm.name]) for arm in known if arm.family == family]
+        best = max((answer for _, answer in some), key=lambda answer: answer.auroc)
+        found[family] = next(
+            arm
+            for arm, answer in some
+            if best.auroc - answer.auroc <= BEYOND_CHANCE * math.hypot(best.error, answer.error)
+        )
     return found
 
 
