@@ -27,7 +27,7 @@ TIMES = ("age", "order", "both", "none")
 # the slowest does not come round within a life.
 SHORTEST, LONGEST = 7.0, 100 * DAYS_PER_YEAR
 LONGEST_AGE, AGE_WAVES = 160.0, 6  # years; each wave is half as long as the one before
-MANY = 20  # distinct codes
+MANY = 20  # distinct codes: about from there on sums grow with the root of their number
 
 Sums = Callable[[Tensor], Tensor]
 """Values of tokens (T, X) to their sums (T, X) over the codes so far."""
