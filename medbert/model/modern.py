@@ -182,8 +182,7 @@ def so_far(batch: Batch) -> Sums:
     new_T[order_T[1:]] = sorted_T[1:] != sorted_T[:-1]
 
     def summed(each_TX: Tensor) -> Tensor:
-        # of all subjects: it grows long
-        sum_TX = torch.cumsum(each_TX * new_T[:, None], dim=0, dtype=torch.float64)
+        sum_TX = torch.cumsum(each_TX * new_T[:, None], dim=0, dtype=torch.float64)  # grows long
         before_SX = F.pad(sum_TX, (0, 0, 1, 0))[batch.offsets_B1[:-1]]
         return (sum_TX - before_SX[batch.subject_T]).to(each_TX.dtype)
 

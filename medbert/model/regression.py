@@ -1,5 +1,4 @@
-"""Where hazards start: what codes so far, age and sex say, linearly, of the codes to come, without
-a descent.
+"""Where hazards start: what codes so far, age and sex say of the codes to come, without a descent.
 
 One step of Newton's method from hazards that are the same for everybody (a ridge regression, by
 Poisson likelihood), cut down to as few directions as the encoder has sums for (reduced rank:
