@@ -308,6 +308,41 @@ def test_true_risk_is_calibrated_and_ranks(simulation, truth, outcome, days):
     assert 1 > roc_auc_score(happened, estimate) > roc_auc_score(happened, age.astype(float)) + 0.05
 
 
+@pytest.mark.parametrize(("outcome", "days"), [("heart_failure", 365), ("pancreatic_cancer", 1095)])
+def test_what_a_record_tells_is_calibrated_and_less(
+    simulation, truth, make_store, tmp_path, outcome, days
+):
+    synthetic.write(simulation, tmp_path / "events")
+    store = make_store(Meds(str(tmp_path / "events")).read())
+    rows, happened = landmarks(simulation, truth, outcome=outcome, days=days)
+    subject_id, time = rows["subject_id"].to_numpy(), rows["time"].to_numpy("datetime64[us]")
+    place = store.rows_of(subject_id)
+
+    def told(until: np.ndarray) -> np.ndarray:
+        return synthetic.record_risk(
+            simulation.truth,
+            subject_id=subject_id,
+            prediction_time=time,
+            history=store.history(place, until=until.astype(np.int64)),
+            codes=store.codes,
+            outcome=outcome,
+            gap_days=30,
+            window_days=days,
+        )
+
+    estimate = told(time)
+    assert ((estimate >= 0) & (estimate <= 1)).all()
+    cut = pd.Series(estimate).rank(method="first")
+    groups = pd.qcut(cut, 10, labels=False).to_numpy()
+    for group in [groups >= 0, *(groups == decile for decile in range(10))]:
+        expected = estimate[group].sum()
+        assert abs(happened[group].sum() - expected) < 3 * np.sqrt(4 * expected + 4)
+    hidden = risk(simulation, rows, outcome=outcome, days=days)
+    nothing = told(np.full_like(time, "1900-01-01"))  # a record without signs
+    aurocs = [roc_auc_score(happened, each) for each in (hidden, estimate, nothing)]
+    assert aurocs[0] > aurocs[1] + 0.02 and aurocs[1] > aurocs[2] + 0.02
+
+
 @pytest.mark.parametrize("outcome", conditions.OUTCOMES)
 def test_true_risk_grows_with_the_window(simulation, truth, outcome):
     rows, _ = landmarks(simulation, truth, outcome=outcome, days=365)

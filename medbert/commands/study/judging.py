@@ -16,7 +16,15 @@ from medbert.data import synthetic
 from medbert.data.counts import Counts
 from medbert.data.store import Store
 from medbert.evaluate.baselines import Features
-from medbert.schema import BOOLEAN_VALUE, DATES, DECISION, PREDICTION_TIME, PROBABILITY, SUBJECT_ID
+from medbert.schema import (
+    BOOLEAN_VALUE,
+    DATES,
+    DECISION,
+    PREDICTION_TIME,
+    PROBABILITY,
+    SUBJECT_ID,
+    InputError,
+)
 
 _AGES = (0, 18, 40, 50, 60, 70, 80, 200)  # edges of the bands
 _ERA = 4  # years
@@ -43,14 +51,23 @@ def groups(records: Store, rows: Rows, counts: Counts) -> dict[str, Any]:
 
 
 def oracle(records: Store, task: Mapping[str, Any], rows: Rows) -> np.ndarray | None:
-    """The true risk of each row, where the records are invented and the outcome is simulated."""
+    """The best that could be said of each row by its record, where the records are invented and
+    the outcome is simulated."""
     file = records.folder / "truth.parquet"
     if not file.is_file() or task.get("truth") is None:
         return None
-    return synthetic.true_risk(
-        pq.read_table(file),
+    truth = pq.read_table(file)
+    if "care" not in truth.column_names:
+        raise InputError(
+            f"{file}: no column care; these lives were invented by an earlier medbert: make them "
+            "again with `medbert synthesize` and `medbert prepare`"
+        )
+    return synthetic.record_risk(
+        truth,
         subject_id=records.subject_ids[rows.rows],
         prediction_time=rows.until.view("datetime64[us]"),
+        history=records.history(rows.rows, until=rows.until),
+        codes=records.codes,
         outcome=task["truth"],
         gap_days=task["outcome"]["gap_days"],
         window_days=task["outcome"]["window_days"],

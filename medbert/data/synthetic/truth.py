@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pyarrow as pa
 from numpy import ndarray
@@ -38,6 +40,7 @@ def truth_table(lives: Lives, *, first_subject: int) -> pa.Table:
         "exit": times(lives.leave),
         "death": times(lives.death),
         "frailty": pa.array(lives.frailty),
+        "care": pa.array(lives.care),
     }
     columns |= {f"onset_{name}": times(lives.onset[INDEX[name]]) for name in LASTING}
     return pa.table(columns)
@@ -72,22 +75,35 @@ def true_risk(
     Raises:
         InputError: unknown outcome or subject.
     """
+    return risk_of(truth, subject_id, prediction_time, outcome, gap_days, window_days, hidden=_seen)
+
+
+Hidden = Callable[["State", Follows, ndarray, float, float], ndarray]
+"""State at each of N rows, the stage, rates (N,) at which all ends, gap and window in years: to the
+chance (N,) that the outcome sets in within the window."""
+
+
+def risk_of(
+    truth: pa.Table,
+    subject_id: ndarray,
+    prediction_time: ndarray,
+    outcome: str,
+    gap_days: float,
+    window_days: float,
+    *,
+    hidden: Hidden,
+) -> ndarray:
+    """``true_risk``, by what is made of the hidden stage."""
     if outcome not in OUTCOMES:
         raise InputError(f"outcome={outcome!r}: the simulator knows {', '.join(OUTCOMES)}")
     ids = truth[SUBJECT_ID].to_numpy()
     rows = np.minimum(np.searchsorted(ids, subject_id), len(ids) - 1)
     if unknown := int(np.sum(ids[rows] != subject_id)):
         raise InputError(f"{unknown} rows have a subject_id that is not in the truth table")
-    state = _State(truth, rows, np.asarray(prediction_time, "datetime64[us]"))
-    stage = OUTCOMES[outcome]
+    state = State(truth, rows, np.asarray(prediction_time, "datetime64[us]"))
     gap, window = gap_days / DAYS_PER_YEAR, window_days / DAYS_PER_YEAR
     end_rate = state.mortality() + LIFE.leaving_per_year
-    since = state.since(stage.stage)
-    staged = since >= 0
-    risk = np.zeros(len(rows))
-    risk[staged] = _within_stage(stage, since[staged], end_rate[staged], gap, window)
-    hazard = state.hazard(LASTING[stage.stage])
-    risk[~staged] = _before_stage(stage, hazard[~staged], end_rate[~staged], gap, window)
+    risk = hidden(state, OUTCOMES[outcome], end_rate, gap, window)
     rate = sum(
         rate * (cause == ANYONE or state.since(cause) >= 0)
         for cause, rate in PARAMETERS.rule_out[outcome].items()
@@ -99,32 +115,55 @@ def true_risk(
     return np.where(over, 0.0, risk)
 
 
-class _State:
+def _seen(state: State, stage: Follows, end_rate: ndarray, gap: float, window: float) -> ndarray:
+    since = state.since(stage.stage)
+    staged = since >= 0
+    risk = np.zeros(len(since))
+    risk[staged] = within_stage(stage, since[staged], end_rate[staged], gap, window)
+    hazard = state.hazard(LASTING[stage.stage])
+    risk[~staged] = before_stage(stage, hazard[~staged], end_rate[~staged], gap, window)
+    return risk
+
+
+class State:
     """What is true of subjects at a time; ages in years."""
 
     def __init__(self, truth: pa.Table, rows: ndarray, time: ndarray) -> None:
-        self._truth, self._rows = truth, rows
+        self._truth, self._rows, self._time = truth, rows, time
         self._birth = truth["birth"].to_numpy()[rows]
-        self._male = (truth["sex"].to_numpy() == "M")[rows]
-        self._frailty = truth["frailty"].to_numpy()[rows]
-        self.age = self._years(time)
-        self.death = self._years(truth["death"].to_numpy()[rows])
+        self.male = (truth["sex"].to_numpy() == "M")[rows]
+        self._frailty, self.care = (truth[name].to_numpy()[rows] for name in ("frailty", "care"))
+        self.age = self.years(time)
+        self.entry, self.death = (self._age_at(name) for name in ("entry", "death"))
 
-    def _years(self, time: ndarray) -> ndarray:
+    def at(self, places: ndarray) -> State:
+        """The state of some of the rows."""
+        return State(self._truth, self._rows[places], self._time[places])
+
+    def years(self, time: ndarray) -> ndarray:
+        """Ages at a time of each row."""
         years = (time - self._birth) / np.timedelta64(1, "us") / (DAY_US * DAYS_PER_YEAR)
         return np.where(np.isnat(time), np.inf, years)
 
-    def since(self, name: str) -> ndarray:
-        """Years since a cause, or the last of causes joined by +, set in; negative before."""
-        parts = [self._truth[f"onset_{part}"].to_numpy()[self._rows] for part in name.split("+")]
-        return self.age - np.max([self._years(part) for part in parts], axis=0)
+    def _age_at(self, name: str) -> ndarray:
+        return self.years(self._truth[name].to_numpy()[self._rows])
 
-    def hazard(self, condition: Condition) -> ndarray:
-        """Events per person-year."""
-        ratio = factor(condition, self._male, self._frailty)
+    def onset(self, name: str) -> ndarray:
+        """The age at which a cause, or the last of causes joined by +, sets in."""
+        return np.max([self._age_at(f"onset_{part}") for part in name.split("+")], axis=0)
+
+    def since(self, name: str) -> ndarray:
+        """Years since the onset; negative before."""
+        return self.age - self.onset(name)
+
+    def hazard(self, condition: Condition, age: ndarray | None = None) -> ndarray:
+        """Events per person-year, (N,) or at ages of each row, (N, ...)."""
+        age = self.age if age is None else age
+        of_row = (-1, *[1] * (age.ndim - 1))
+        ratio = factor(condition, self.male, self._frailty).reshape(of_row)
         for name, effect in condition.effects.items():
-            ratio = np.where(self.since(name) >= 0, ratio * effect, ratio)
-        band = np.searchsorted(LIFE.age_bands, self.age, side="right") - 1
+            ratio = np.where(self.onset(name).reshape(of_row) <= age, ratio * effect, ratio)
+        band = np.searchsorted(LIFE.age_bands, age, side="right") - 1
         return ratio * (np.array(condition.per_1000)[np.maximum(band, 0)] / 1000)
 
     def mortality(self) -> ndarray:
@@ -136,23 +175,23 @@ class _State:
         return rate
 
 
-def _lasts(stage: Follows, years: ndarray) -> ndarray:
+def lasts(stage: Follows, years: ndarray) -> ndarray:
     """Probability that the hidden stage lasts longer than so many years."""
     from scipy.special import gammaincc
 
     return gammaincc(stage.shape, np.maximum(years - stage.minimum, 0) * stage.shape / stage.mean)
 
 
-def _within_stage(
+def within_stage(
     stage: Follows, since: ndarray, end_rate: ndarray, gap: float, window: float
 ) -> ndarray:
     edges = gap + window * np.linspace(0, 1, 25)
-    lasts = _lasts(stage, since[:, None] + edges) / _lasts(stage, since)[:, None]
+    still = lasts(stage, since[:, None] + edges) / lasts(stage, since)[:, None]
     alive = np.exp(-end_rate[:, None] * (edges[1:] + edges[:-1]) / 2)
-    return (-np.diff(lasts, axis=1) * alive).sum(1)
+    return (-np.diff(still, axis=1) * alive).sum(1)
 
 
-def _before_stage(
+def before_stage(
     stage: Follows, hazard: ndarray, end_rate: ndarray, gap: float, window: float
 ) -> ndarray:
     latest = gap + window - stage.minimum  # years until the stage must have begun
@@ -161,7 +200,7 @@ def _before_stage(
         return risk
     begins = (np.arange(48) + 0.5) / 48 * latest
     edges = gap + window * np.linspace(0, 1, 49)
-    overt = -np.diff(_lasts(stage, edges - begins[:, None]), axis=1) * latest / 48
+    overt = -np.diff(lasts(stage, edges - begins[:, None]), axis=1) * latest / 48
     middle = (edges[1:] + edges[:-1]) / 2
     for first in range(0, len(hazard), BLOCK):
         part = slice(first, first + BLOCK)

@@ -13,7 +13,10 @@ from medbert.evaluate.reports.study import Study
 from medbert.evaluate.reports.verdict import count, joined
 
 FEW_EVENTS = 100  # below this, validation is unreliable (Collins 2016, Stat Med 35:214)
-ORACLE_NOTE = "The oracle sees the simulator's hidden state: it is the upper bound, not a rival."
+ORACLE_NOTE = (
+    "The oracle knows the simulator and all of a subject's state but the hidden stage before the "
+    "outcome, of which it sees what is recorded: an upper bound, not a rival."
+)
 
 
 def limits(study: Study) -> list[str]:
