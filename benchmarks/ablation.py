@@ -39,6 +39,7 @@ ROWS: dict[str, tuple[str, ...]] = {
         "objective.terms.time_to_event.later=0",
     ),
     "no_regression": ("experiment=foretell", "encoder.linear=0"),
+    "no_recent": ("experiment=foretell", "encoder.recent=null"),
     "no_sum": ("experiment=foretell", "encoder.ever=false"),
     "attention_alone": ("experiment=foretell", "encoder.ever=false", "encoder.linear=0"),
     "no_age_or_sex": ("experiment=foretell", "encoder.ages=false", "encoder.sex=false"),

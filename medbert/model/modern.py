@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medbert.model.encoder import INITIAL_DEVIATION, arguments, check_length
-from medbert.model.hazards import Hazards
+from medbert.model.hazards import Hazards, clock
 from medbert.model.layers.attention import Packing, SelfAttention, packed
 from medbert.model.layers.dropout import Dropout
 from medbert.schema import DAYS_PER_YEAR, MALE, UNKNOWN_SEX, Batch
@@ -27,6 +27,7 @@ TIMES = ("age", "order", "both", "none")
 # the slowest does not come round within a life.
 SHORTEST, LONGEST = 7.0, 100 * DAYS_PER_YEAR
 LONGEST_AGE, AGE_WAVES = 160.0, 6  # years; each wave is half as long as the one before
+APART = 2**20  # days between subjects laid on one time line
 MANY = 20  # distinct codes: about from there on sums grow with the root of their number
 
 Sums = Callable[[Tensor], Tensor]
@@ -50,7 +51,7 @@ class ModernEncoder(nn.Module):
     ``silence``: the hazards know for how long nothing has come (see ``Hazards``). ``linear``: the
     last so many values (at most half) of every output are linear in what is known by then (see
     ``known``), and what they say is added to the hazards: a regression that pretraining starts with
-    (see ``regression``).
+    (see ``regression``). ``recent``: it also knows the codes of the last so many days; null: not.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class ModernEncoder(nn.Module):
         ever: bool = False,
         silence: bool = False,
         linear: int = 0,
+        recent: float | None = None,
     ) -> None:
         edges = None if edges is None else list(edges)
         linear = min(linear, hidden // 2)
@@ -95,10 +97,15 @@ class ModernEncoder(nn.Module):
         )
         self.ever = nn.Embedding(vocabulary_size, hidden) if ever else None
         self.linear = nn.Embedding(vocabulary_size, linear) if linear else None
-        beside = 1 + (2 * AGE_WAVES + 1 if ages else 0) + (MALE + 1 if sex else 0)
+        self.recent = recent if linear else None
+        several = self.recent is not None
+        self.linear_recent = nn.Embedding(vocabulary_size, linear) if several else None
+        beside = 1 + several + (2 * AGE_WAVES + 1 if ages else 0) + (MALE + 1 if sex else 0)
         self.linear_beside = nn.Linear(beside, linear, bias=False) if linear else None
         self.final_norm = nn.LayerNorm(hidden, bias=False)
         self.hazards = None
+        if recent is not None and recent <= 0:
+            raise ValueError(f"recent={recent}: expected more than 0 days, or null")
         if edges is not None and not causal:
             raise ValueError("edges (what comes, and when) need causal=true")
         if edges is not None:
@@ -131,32 +138,40 @@ class ModernEncoder(nn.Module):
         hidden_PD = packing.enter(hidden_TD)
         for layer in self.layers:
             hidden_PD = layer(hidden_PD, packing, turn)
-        return self.finish(packing.leave(hidden_PD), batch, so_far=so_far)
+        return self.finish(packing.leave(hidden_PD), batch, self.sums(batch))
 
-    def finish(self, hidden_TD: Tensor, batch: Batch, *, so_far: Callable[[Batch], Sums]) -> Tensor:
-        """The outputs (T, D), made of what the layers leave and of sums over the codes so far."""
-        if self.ever is not None or self.linear is not None:
-            summed = so_far(batch)
+    def sums(self, batch: Batch) -> list[Sums]:
+        """Over the codes so far and, where it knows them apart, over the recent ones."""
+        if self.ever is None and self.linear is None:
+            return []
+        return [so_far(batch), *([] if self.recent is None else [lately(batch, self.recent)])]
+
+    def finish(self, hidden_TD: Tensor, batch: Batch, sums: list[Sums]) -> Tensor:
+        """The outputs (T, D), made of what the layers leave and of ``sums`` over codes."""
         if self.ever is not None:
-            hidden_TD = hidden_TD + summed(self.ever(batch.tokens_T))
+            hidden_TD = hidden_TD + sums[0](self.ever(batch.tokens_T))
         hidden_TD = self.final_norm(hidden_TD)
-        if self.linear is None or self.linear_beside is None:
+        if self.linear_beside is None:
             return hidden_TD
-        sums_TR, beside_TX = self.known(self.linear(batch.tokens_T), batch, summed)
-        sums_TR = (sums_TR + self.linear_beside(beside_TX)).to(hidden_TD.dtype)
-        return torch.cat([hidden_TD[:, : -sums_TR.shape[1]], sums_TR], dim=1)
+        each = [t(batch.tokens_T) for t in (self.linear, self.linear_recent) if t is not None]
+        *sums_TR, beside_TX = self.known(each, batch, sums)
+        said_TR = (sum(sums_TR) + self.linear_beside(beside_TX)).to(hidden_TD.dtype)
+        return torch.cat([hidden_TD[:, : -said_TR.shape[1]], said_TR], dim=1)
 
-    def known(self, each_TX: Tensor, batch: Batch, summed: Sums) -> tuple[Tensor, Tensor]:
-        """What the regression knows at each token: sums of ``each_TX`` over the n distinct codes so
-        far, divided by sqrt(1 + n / MANY), since many codes often say the same; and beside them
-        ln n, and age and sex where the encoder is told them."""
-        n_T1 = summed(torch.ones_like(each_TX[:, :1]))
-        beside = [n_T1.log()]
+    def known(self, each: list[Tensor], batch: Batch, sums: list[Sums]) -> tuple[Tensor, ...]:
+        """What the regression knows at each token: for each of ``sums`` that of values (T, X) of
+        its n codes, divided by sqrt(1 + n / MANY), since many codes often say the same; and last
+        ln n of each, and age and sex where the encoder is told them."""
+        one_T1 = torch.ones_like(each[0][:, :1])
+        number = [summed(one_T1).clamp(min=1) for summed in sums]
+        beside = [n_T1.log() for n_T1 in number]
         if self.ages is not None:
             beside.append(age_waves(batch.age_T))
         if self.sex is not None:
-            beside.append(F.one_hot(sexes(batch), MALE + 1).to(n_T1.dtype))
-        return summed(each_TX) / (1 + n_T1 / MANY).sqrt(), torch.cat(beside, dim=1)
+            beside.append(F.one_hot(sexes(batch), MALE + 1).to(one_T1.dtype))
+        parts = zip(each, sums, number, strict=True)
+        scaled = [summed(each_TX) / (1 + n_T1 / MANY).sqrt() for each_TX, summed, n_T1 in parts]
+        return *scaled, torch.cat(beside, dim=1)
 
     def embed(self, batch: Batch) -> Tensor:
         """What each token is, and what is told beside it, before any attention (T, D)."""
@@ -185,6 +200,20 @@ def so_far(batch: Batch) -> Sums:
         sum_TX = torch.cumsum(each_TX * new_T[:, None], dim=0, dtype=torch.float64)  # grows long
         before_SX = F.pad(sum_TX, (0, 0, 1, 0))[batch.offsets_B1[:-1]]
         return (sum_TX - before_SX[batch.subject_T]).to(each_TX.dtype)
+
+    return summed
+
+
+def lately(batch: Batch, days: float) -> Sums:
+    """How to sum over the codes of a subject in the last so many days up to each token, that token
+    included, as often as they are there. Codes without a time count as those before them."""
+    known_T = torch.nan_to_num(clock(batch).double(), nan=-APART / 4)
+    time_T = torch.cummax(batch.subject_T * APART + known_T, dim=0).values
+    from_T = torch.searchsorted(time_T, time_T - days, right=True)
+
+    def summed(each_TX: Tensor) -> Tensor:
+        sum_TX = F.pad(torch.cumsum(each_TX, dim=0, dtype=torch.float64), (0, 0, 1, 0))
+        return (sum_TX[1:] - sum_TX[from_T]).to(each_TX.dtype)
 
     return summed
 

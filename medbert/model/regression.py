@@ -18,13 +18,12 @@ from torch import Tensor, nn
 
 from medbert.model.hazards import Future, TimeToEvent
 from medbert.model.masking import SPECIALS
-from medbert.model.modern import so_far
 from medbert.schema import Batch
 
 MOST = 2048  # codes, the most frequent, that take part: matrices are of this size
 # of squared coefficients, which are logarithms of hazard ratios: so much, and more for each event
-PENALTY, PENALTY_EACH = 3.0, 0.012
-SCALES = (1.0, 0.75, 0.5, 0.25, 0.0)  # of the coefficients: what the loss likes best
+PENALTY, PENALTY_EACH = 3.0, 0.1
+SCALES = (1.0, 0.75, 0.5, 0.25, 0.12, 0.06, 0.0)  # of the coefficients: what the loss likes best
 TRIED = 8  # batches to choose by
 
 
@@ -73,8 +72,8 @@ def _summed(
         time_MK, come_MK = encoder.hazards.observed(future)
         column_J = torch.searchsorted(future.code_K, code_J)
         time_MK, come_MK = time_MK[:, column_J], come_MK[:, column_J].float()
-        known = encoder.known(ones(batch.tokens_T), batch, so_far(batch))
-        x_MJ = torch.cat(known, dim=1)[future.place_M]
+        sums, one_TJ = encoder.sums(batch), ones(batch.tokens_T)
+        x_MJ = torch.cat(encoder.known([one_TJ] * len(sums), batch, sums), 1)[future.place_M]
         both = x_MJ.T @ x_MJ, x_MJ.T @ come_MK, x_MJ.T @ time_MK
         new = [len(x_MJ), x_MJ.sum(0), *both, come_MK.sum(0), time_MK.sum(0)]
         total = [a + b for a, b in zip(total, new, strict=True)] if total else new
@@ -87,9 +86,13 @@ def _set(
     hazards, rank = encoder.hazards, encoder.linear.embedding_dim
     base_K = (sums.y_K + 0.5) / (sums.t_K + 1)
     inputs_JR, outputs_KR = _directions(sums, base_K, rank)
-    encoder.linear.weight.zero_()
-    encoder.linear.weight[code_J] = inputs_JR[: len(code_J)]
-    encoder.linear_beside.weight.copy_(inputs_JR[len(code_J) :].T)
+    begin = 0
+    for table in (encoder.linear, encoder.linear_recent):
+        if table is not None:
+            table.weight.zero_()
+            table.weight[code_J] = inputs_JR[begin : begin + len(code_J)]
+            begin += len(code_J)
+    encoder.linear_beside.weight.copy_(inputs_JR[begin:].T)
     middle_K = outputs_KR @ (inputs_JR.T @ (sums.x_J / sums.n))
     hidden = [(batch, future, encoder(batch)) for batch, future in some]
     hazards.linear_CR.zero_()

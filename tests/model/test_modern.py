@@ -30,6 +30,7 @@ SWITCHES: list[dict[str, Any]] = [
     {"causal": True, "ever": True},
     {"causal": True, "ever": True, "linear": 8},
     {"causal": True, "linear": 5, "ages": False, "sex": False},
+    {"causal": True, "linear": 8, "recent": 4000},
 ]
 
 
@@ -108,15 +109,28 @@ def _one(model: ModernEncoder, person: Batch) -> torch.Tensor:
             known = person.tokens_T[: place + 1].unique()
             hidden[place] += model.ever.weight[known].sum(0)
     hidden = _normal(hidden, model.final_norm.weight)
+    times = _running(person)
     for place in range(length if config["linear"] else 0):
         known = person.tokens_T[: place + 1].unique()
+        summed = model.linear.weight[known].sum(0) / math.sqrt(1 + len(known) / 20)
         beside = [math.log(len(known))]
+        if config["recent"]:
+            late = torch.tensor([times[i] + config["recent"] > times[place] for i in range(length)])
+            late = person.tokens_T[: place + 1][late[: place + 1]]
+            beside.append(math.log(len(late)))
+            summed += model.linear_recent.weight[late].sum(0) / math.sqrt(1 + len(late) / 20)
         beside += _age_row(float(person.age_T[place])) if config["ages"] else []
         beside += [float(person.sex_B[0] == sex) for sex in range(3)] if config["sex"] else []
-        summed = model.linear.weight[known].sum(0) / math.sqrt(1 + len(known) / 20)
         told = model.linear_beside.weight @ torch.tensor(beside)
         hidden[place, -config["linear"] :] = summed + told
     return hidden
+
+
+def _running(person: Batch) -> list[float]:
+    """The latest time by each code, in days; the visits of undated subjects are a day apart."""
+    dated = not person.age_T.isnan().all()
+    clock = person.age_T.tolist() if dated else [visit or NAN for visit in person.visit_T.tolist()]
+    return [*itertools.accumulate([-1e6 if math.isnan(time) else time for time in clock], max)]
 
 
 def _age_row(age: float) -> list[float]:
@@ -183,7 +197,8 @@ def test_equals_a_plain_reading_of_it(changes: dict[str, Any]) -> None:
 
 @torch.no_grad()
 def test_looking_back_only_a_history_says_what_it_said_before_it_went_on() -> None:
-    model, given = encoder(causal=True, time="both"), batch([12, 7, 3])
+    sums = {"ever": True, "linear": 8, "recent": 4000}
+    model, given = encoder(causal=True, time="both", **sums), batch([12, 7, 3])
     given = given._replace(age_T=given.age_T.nan_to_num(5.0).sort().values)
     whole = model(given)
     for until in range(1, 12):
@@ -348,6 +363,7 @@ def test_no_sex_is_an_unknown_sex() -> None:
         ({"causal": True, "edges": [5, 30]}, r"edges=\[5, 30\]"),
         ({"causal": True, "edges": [0, 30, 30]}, "rising days"),
         ({"causal": True, "edges": [0, 60, 30]}, "rising days"),
+        ({"causal": True, "linear": 4, "recent": 0}, "recent=0: expected more than 0 days"),
     ],
 )
 def test_wrong_arguments_are_refused(changes: dict[str, Any], message: str) -> None:

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from medbert.model.hazards import clock
 from medbert.model.heads import POOLINGS
-from medbert.model.modern import ModernEncoder, Sums, angles
+from medbert.model.modern import APART, ModernEncoder, Sums, angles
 from medbert.schema import PAD, UNKNOWN_SEX, Batch, InputError
 
 INPUTS = {  # of B subjects, each padded to the L tokens of the longest
@@ -149,7 +149,7 @@ class _Scorer(nn.Module):
             hidden_PD = layer(hidden_PD, packing, *turn)
         if not turn:
             return hidden_PD
-        return encoder.finish(hidden_PD, batch, so_far=_so_far)
+        return encoder.finish(hidden_PD, batch, _sums(encoder, batch))
 
     def _pooled(self, hidden_BLD: Tensor, real_BL: Tensor, last_BD: Tensor) -> Tensor:
         if self.pooling == "last":
@@ -163,16 +163,28 @@ class _Scorer(nn.Module):
         return sum_BD / real_BL.sum(1, keepdim=True).clamp(min=1)
 
 
-def _so_far(batch: Batch) -> Sums:
-    """``modern.so_far`` of a rectangle."""
-    tokens_BL = batch.tokens_T.view(batch.rows_B.shape[0], -1)
+def _sums(encoder: ModernEncoder, batch: Batch) -> list[Sums]:
+    """``ModernEncoder.sums`` of a rectangle."""
+    tokens_BL, visit_BL, age_BL = (
+        values_T.view(batch.rows_B.shape[0], -1)
+        for values_T in (batch.tokens_T, batch.visit_T, batch.age_T)
+    )
     again_BLL = torch.tril(tokens_BL[:, :, None] == tokens_BL[:, None, :], diagonal=-1)
     new_BL1 = ~again_BLL.any(2)[:, :, None]
+    dated_B1 = (~age_BL.isnan()).any(1, keepdim=True)
+    undated_BL = torch.where(visit_BL > 0, visit_BL.to(age_BL.dtype), torch.nan)
+    clock_BL = torch.where(dated_B1, age_BL, undated_BL).nan_to_num(nan=-APART / 4)
+    back_LL = torch.ones_like(again_BLL[0]).tril()
+    now_BL = torch.where(back_LL, clock_BL[:, None, :], -APART).amax(2)
+    near_BLL = back_LL & (now_BL[:, None, :] > now_BL[:, :, None] - (encoder.recent or 0))
 
-    def summed(each_TX: Tensor) -> Tensor:
+    def so_far(each_TX: Tensor) -> Tensor:
         return (each_TX.view(*tokens_BL.shape, -1) * new_BL1).cumsum(1).flatten(0, 1)
 
-    return summed
+    def lately(each_TX: Tensor) -> Tensor:
+        return (near_BLL.to(each_TX.dtype) @ each_TX.view(*tokens_BL.shape, -1)).flatten(0, 1)
+
+    return [so_far, *([lately] if encoder.recent is not None else [])]
 
 
 class _Rectangle(Batch):
