@@ -98,7 +98,8 @@ def record_risk(
             for lab, values in zip(labs, taken, strict=True):
                 log_NG += _told_by_values(part, values.of(first, last), lab, stage)
             had_NG, not_N = _began(part, stage)
-            had_NG = np.exp(log_NG) * had_NG
+            most_N1 = np.maximum(log_NG.max(1, keepdims=True), 0)  # so that nothing overflows
+            had_NG, not_N = np.exp(log_NG - most_N1) * had_NG, not_N * np.exp(-most_N1[:, 0])
             for name, condition in LASTING.items():
                 if condition.needs == stage.stage:
                     had_NG *= _told_by_need(part, name)

@@ -132,9 +132,14 @@ class State:
         self._truth, self._rows, self._time = truth, rows, time
         self._birth = truth["birth"].to_numpy()[rows]
         self.male = (truth["sex"].to_numpy() == "M")[rows]
-        self._frailty, self.care = (truth[name].to_numpy()[rows] for name in ("frailty", "care"))
+        self._frailty = truth["frailty"].to_numpy()[rows]
         self.age = self.years(time)
         self.entry, self.death = (self._age_at(name) for name in ("entry", "death"))
+
+    @property
+    def care(self) -> ndarray:
+        """The tendency to seek care; tables of before 2026-11-29 do not have it."""
+        return self._truth["care"].to_numpy()[self._rows]
 
     def at(self, places: ndarray) -> State:
         """The state of some of the rows."""
