@@ -60,7 +60,7 @@ def loss(model: Any, records: Store) -> float:
     """Of the first 4,000 tuning subjects, as pretraining counts it."""
     counts = torch.from_numpy(records.vocabulary.counts.copy())
     term = TimeToEvent(
-        vocabulary_size=len(counts), hidden=model.hidden, counts=counts, moments=8
+        vocabulary_size=len(counts), hidden=model.hidden, counts=counts, moments=0.4
     ).eval()
     data = Sequences(records, records.rows(TUNING)[:4000], max_tokens=SIZES["max_tokens"])
     total = moments = 0.0

@@ -120,7 +120,7 @@ class Inside:
             cure = "pip install 'medbert[inside]'"
             raise InputError(f"attributions need one more package ({error}): {cure}") from error
         model, logits, length = self._asked.model, self._logits, len(self.events)
-        sums = (getattr(model, name, None) for name in ("ever", "linear"))
+        sums = (getattr(model, name, None) for name in ("ever", "linear", "linear_recent"))
         tables = [table for table in (model.codes, *sums) if table is not None]
 
         def of_codes(codes_SLD: Tensor) -> Tensor:

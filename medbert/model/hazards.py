@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medbert.model.encoder import NORM_EPSILON, initialise
@@ -43,8 +44,8 @@ class Hazards(nn.Module):
     told apart by the encoder's own table, ``level_CP`` is what holds without any history.
     ``silence``: pieces begin when it is asked, and how long nothing has come until then is told;
     else they begin with the last moment, as if all that is known of the time since were that the
-    codes asked for have not come. ``linear``: the last so many of the hidden values are linear in
-    what is known (see ``ModernEncoder``); what they say of a code, by ``linear_CR``, is added.
+    codes asked for have not come. ``linear``: behind the hidden values are so many of a regression
+    (see ``ModernEncoder``); what they say of a code, by ``linear_CR``, is added.
     """
 
     edge_P: Tensor
@@ -62,13 +63,14 @@ class Hazards(nn.Module):
         if not edges or edges[0] != 0 or sorted(set(edges)) != list(edges):
             raise ValueError(f"edges={list(edges)}: expected rising days, the first of them 0")
         self.register_buffer("edge_P", torch.tensor(edges, dtype=torch.float32), persistent=False)
-        self.norm = nn.LayerNorm(hidden - linear, eps=NORM_EPSILON)
-        self.pieces = nn.Linear(hidden - linear, hidden * len(edges))
+        self.norm = nn.LayerNorm(hidden, eps=NORM_EPSILON)
+        self.pieces = nn.Linear(hidden, hidden * len(edges))
         self.linear_CR = nn.Parameter(torch.zeros(vocabulary_size, linear)) if linear else None
         level = math.log(NEW_CODES_A_DAY / vocabulary_size)  # all codes equally frequent
         self.level_CP = nn.Parameter(torch.full((vocabulary_size, len(edges)), level))
         initialise(self.pieces)
-        self.silence = nn.Linear(len(SILENCES) - 1, 2 * hidden, bias=False) if silence else None
+        knots, width = len(SILENCES) - 1, hidden + linear
+        self.silence = nn.Linear(knots, 2 * width, bias=False) if silence else None
 
     def after(self, hidden_MD: Tensor, since_M: Tensor) -> Tensor:
         """What hidden vectors have become after so many days in which nothing came."""
@@ -80,13 +82,15 @@ class Hazards(nn.Module):
         return hidden_MD * (1 + times_MD) + plus_MD
 
     def logs(self, hidden_MD: Tensor, table_KD: Tensor, codes_K: Tensor) -> Tensor:
-        """Logarithms of the hazards (M, P, K) of some codes."""
-        rest = self.norm.normalized_shape[0]
-        asked_MPD = self.pieces(self.norm(hidden_MD[:, :rest])).unflatten(1, (len(self.edge_P), -1))
+        """Logarithms of the hazards (M, P, K) of some codes: never above one a day, so that one
+        record like no other cannot outweigh all."""
+        width = self.norm.normalized_shape[0]
+        asked_MD = self.pieces(self.norm(hidden_MD[:, :width]))
+        asked_MPD = asked_MD.unflatten(1, (len(self.edge_P), -1))
         log_MPK = asked_MPD @ table_KD.T + self.level_CP[codes_K].T
-        if self.linear_CR is None:
-            return log_MPK
-        return log_MPK + (hidden_MD[:, rest:] @ self.linear_CR[codes_K].T)[:, None]
+        if self.linear_CR is not None:
+            log_MPK = log_MPK + (hidden_MD[:, width:] @ self.linear_CR[codes_K].T)[:, None]
+        return F.logsigmoid(log_MPK)
 
     def observed(self, future: Future) -> tuple[Tensor, Tensor]:
         """Days (M, K) that each code is waited for, since pieces begin, and whether it came."""
@@ -152,14 +156,15 @@ class Future(NamedTuple):
 
 
 class TimeToEvent(nn.Module):
-    """How soon does each new code come? Asked at every moment, or ``moments`` times a subject.
+    """How soon does each new code come? Asked at every moment, or at this share of ``moments``.
 
     The encoder has a layer ``hazards``, and looks at nothing that comes later. ``sampled``: about
-    so many codes stand for the vocabulary in training; null: all do. ``later``: this share of the
-    moments is asked on a day between them and the next code, as index dates come between visits
-    (dated subjects, and hazards with ``silence``). A subject is observed up to
-    ``Batch.end_B``, or its last code. Metric: ``time_to_event``, the loss, is the negative
-    log-likelihood of when all codes came first (nats a moment).
+    so many codes stand for the vocabulary in training; null: all do. ``later``: this share of them
+    is asked on a later day, as index dates come between visits, and is left out if a code comes
+    before that day (dated subjects, and hazards with ``silence``). Whether and when a moment is
+    asked depends on nothing that follows it: else risks would be those of who is asked. A subject
+    is observed up to ``Batch.end_B``, or its last code. Metric: ``time_to_event``, the loss, is the
+    negative log-likelihood of when all codes came first (nats a moment).
     """
 
     share_C: Tensor
@@ -171,7 +176,7 @@ class TimeToEvent(nn.Module):
         vocabulary_size: int,
         hidden: int,
         counts: Tensor | np.ndarray | Sequence[int],
-        moments: int | None = None,
+        moments: float | None = None,
         sampled: int | None = None,
         later: float = 0.0,
         seed: int = 0,
@@ -189,7 +194,9 @@ class TimeToEvent(nn.Module):
 
     @torch.no_grad()
     def start(self, encoder: Any) -> None:
-        """Levels of a new encoder: all codes as frequent as in training, at any time."""
+        """Levels of a new encoder: all codes as frequent as in training, at any time. One that
+        knows no silence is asked on no later day."""
+        self.later *= encoder.hazards.silence is not None
         levels_C1 = torch.log(self.frequency_C * NEW_CODES_A_DAY)[:, None]
         encoder.hazards.level_CP.copy_(levels_C1.expand_as(encoder.hazards.level_CP))
 
@@ -215,25 +222,25 @@ class TimeToEvent(nn.Module):
             end_B = torch.full_like(first_BK[:, 0], -torch.inf)
             end_B = end_B.scatter_reduce(0, subject_T, known_T, "amax")
         subject_M, now_M = subject_T[place_M], clock_T[place_M]
-        since_M = self._since(batch, place_M, now_M, end_B[subject_M], seed=seed)
+        since_M, kept_M = self._since(batch, place_M, now_M, end_B[subject_M], seed=seed)
         now_M = now_M + since_M
         left_M = end_B[subject_M] - now_M
-        kept_M = left_M > 0
+        kept_M &= left_M > 0
         if self.moments is not None:
             rows_M, position_M = batch.rows_B[subject_M], batch.position_T[place_M]
             draw_M = fixed_draws(rows_M, position_M, seed=seed, stream=STREAM) / DRAWS
-            number_B = torch.bincount(subject_M, minlength=len(batch.rows_B))
-            kept_M &= draw_M * number_B[subject_M] < self.moments
+            kept_M &= draw_M < self.moments
         place_M, since_M, left_M = place_M[kept_M], since_M[kept_M], left_M[kept_M]
         wait_MK = first_BK[subject_M[kept_M]] - now_M[kept_M, None]
         return batch, Future(place_M, since_M, left_M, wait_MK, code_K, share_K)
 
     def _since(
         self, batch: Batch, place_M: Tensor, now_M: Tensor, end_M: Tensor, *, seed: int
-    ) -> Tensor:
-        """Days after each moment that it is asked: before the next one, and before the end."""
+    ) -> tuple[Tensor, Tensor]:
+        """Days after each moment that it is asked, and whether nothing has come by then: (M,) each.
+        Days drawn from what lies before the next code would be the more, the sooner that comes."""
         if not self.later:
-            return torch.zeros_like(now_M)
+            return torch.zeros_like(now_M), torch.ones_like(now_M, dtype=torch.bool)
         subject_M = batch.subject_T[place_M]
         next_M = end_M.clone()
         same = subject_M[1:] == subject_M[:-1]
@@ -241,8 +248,9 @@ class TimeToEvent(nn.Module):
         rows_M, position_M = batch.rows_B[subject_M], batch.position_T[place_M]
         draw_M = fixed_draws(rows_M, position_M, seed=seed, stream=LATER) / DRAWS / self.later
         asked_M = (draw_M < 1) & ~batch.age_T[place_M].isnan()
-        silence_M = (next_M - now_M).clamp(0, LONGEST_SILENCE)
-        return torch.where(asked_M, draw_M * silence_M, 0.0).to(now_M.dtype)
+        since_M = LONGEST_SILENCE * draw_M**2  # the longer, the rarer
+        since_M = torch.where(asked_M, since_M, 0.0).to(now_M.dtype)
+        return since_M, ~asked_M | (since_M < next_M - now_M)
 
     def _asked(self, seed: int) -> tuple[Tensor, Tensor]:
         """Codes, and the chance of each to be asked for: all of them but in training."""
@@ -257,6 +265,7 @@ class TimeToEvent(nn.Module):
 
     def loss(self, encoder: Any, hidden_TD: Tensor, batch: Batch, target: Future) -> LossOutput:
         hazards: Hazards = encoder.hazards
+        hidden_TD = encoder.with_regression(hidden_TD, batch)
         hidden_MD = hazards.after(hidden_TD.index_select(0, target.place_M), target.since_M)
         log_MPK = hazards.logs(hidden_MD, encoder.codes(target.code_K), target.code_K)
         time_MK, come_MK = hazards.observed(target)
@@ -290,6 +299,7 @@ def foretell(
 ) -> Tensor:
     """``Hazards.risk`` of ``tokens`` for each subject, as of the end of its history: (B,)."""
     hidden_TD, clock_T = encoder(batch) if hidden_TD is None else hidden_TD, clock(batch)
+    hidden_TD = encoder.with_regression(hidden_TD, batch)
     filled_B = batch.lengths_B > 0
     last_F = batch.offsets_B1[1:][filled_B] - 1
     hidden_BD = hidden_TD.new_zeros(len(filled_B), hidden_TD.shape[1])

@@ -48,10 +48,10 @@ class ModernEncoder(nn.Module):
     later one. ``edges``, in days: a layer ``hazards`` that answers when a code comes; null: none.
     ``ever``: every output also holds the sum, by a table of its own, of all codes that the subject
     has had by then, each once: what baselines on counts see, and attention loses in long records.
-    ``silence``: the hazards know for how long nothing has come (see ``Hazards``). ``linear``: the
-    last so many values (at most half) of every output are linear in what is known by then (see
-    ``known``), and what they say is added to the hazards: a regression that pretraining starts with
-    (see ``regression``). ``recent``: it also knows the codes of the last so many days; null: not.
+    ``silence``: the hazards know for how long nothing has come (see ``Hazards``). ``linear``: they
+    also know a regression on what is known by then (see ``known``), cut down to so many directions,
+    which pretraining starts with (see ``regression``). ``recent``: it also knows the codes of the
+    last so many days; null: not.
     """
 
     def __init__(
@@ -79,7 +79,6 @@ class ModernEncoder(nn.Module):
         recent: float | None = None,
     ) -> None:
         edges = None if edges is None else list(edges)
-        linear = min(linear, hidden // 2)
         super().__init__()
         self.config = arguments(locals())
         _check_turns(time, heads=heads, hidden=hidden)
@@ -101,7 +100,6 @@ class ModernEncoder(nn.Module):
         several = self.recent is not None
         self.linear_recent = nn.Embedding(vocabulary_size, linear) if several else None
         beside = 1 + several + (2 * AGE_WAVES + 1 if ages else 0) + (MALE + 1 if sex else 0)
-        self.linear_beside = nn.Linear(beside, linear, bias=False) if linear else None
         self.final_norm = nn.LayerNorm(hidden, bias=False)
         self.hazards = None
         if recent is not None and recent <= 0:
@@ -109,7 +107,8 @@ class ModernEncoder(nn.Module):
         if edges is not None and not causal:
             raise ValueError("edges (what comes, and when) need causal=true")
         if edges is not None:
-            parts: dict[str, Any] = {"edges": edges, "silence": silence, "linear": linear}
+            said = linear + beside if linear else 0
+            parts: dict[str, Any] = {"edges": edges, "silence": silence, "linear": said}
             self.hazards = Hazards(hidden=hidden, vocabulary_size=vocabulary_size, **parts)
         self._initialise()
 
@@ -150,13 +149,19 @@ class ModernEncoder(nn.Module):
         """The outputs (T, D), made of what the layers leave and of ``sums`` over codes."""
         if self.ever is not None:
             hidden_TD = hidden_TD + sums[0](self.ever(batch.tokens_T))
-        hidden_TD = self.final_norm(hidden_TD)
-        if self.linear_beside is None:
+        return self.final_norm(hidden_TD)
+
+    def with_regression(
+        self, hidden_TD: Tensor, batch: Batch, sums: list[Sums] | None = None
+    ) -> Tensor:
+        """All that the hazards know: the outputs and, where there is one, what the regression says
+        of codes (R), and age, sex and the number of codes as they are (T, D + R + X)."""
+        if self.linear is None:
             return hidden_TD
         each = [t(batch.tokens_T) for t in (self.linear, self.linear_recent) if t is not None]
-        *sums_TR, beside_TX = self.known(each, batch, sums)
-        said_TR = (sum(sums_TR) + self.linear_beside(beside_TX)).to(hidden_TD.dtype)
-        return torch.cat([hidden_TD[:, : -said_TR.shape[1]], said_TR], dim=1)
+        *sums_TR, beside_TX = self.known(each, batch, self.sums(batch) if sums is None else sums)
+        parts = hidden_TD, torch.stack(sums_TR).sum(0), beside_TX
+        return torch.cat([part.to(hidden_TD.dtype) for part in parts], dim=1)
 
     def known(self, each: list[Tensor], batch: Batch, sums: list[Sums]) -> tuple[Tensor, ...]:
         """What the regression knows at each token: for each of ``sums`` that of values (T, X) of

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medbert.model.hazards import Future, TimeToEvent
@@ -84,16 +85,16 @@ def _set(
     encoder: Any, term: TimeToEvent, sums: _Sums, some: list[tuple[Batch, Future]], code_J: Tensor
 ) -> float:
     hazards, rank = encoder.hazards, encoder.linear.embedding_dim
+    tables = [t for t in (encoder.linear, encoder.linear_recent) if t is not None]
     base_K = (sums.y_K + 0.5) / (sums.t_K + 1)
-    inputs_JR, outputs_KR = _directions(sums, base_K, rank)
+    inputs_JR, outputs_KR = _directions(sums, base_K, rank, len(tables) * len(code_J))
     begin = 0
-    for table in (encoder.linear, encoder.linear_recent):
-        if table is not None:
-            table.weight.zero_()
-            table.weight[code_J] = inputs_JR[begin : begin + len(code_J)]
-            begin += len(code_J)
-    encoder.linear_beside.weight.copy_(inputs_JR[begin:].T)
-    middle_K = outputs_KR @ (inputs_JR.T @ (sums.x_J / sums.n))
+    for table in tables:
+        table.weight.zero_()
+        table.weight[code_J] = inputs_JR[begin : begin + len(code_J)]
+        begin += len(code_J)
+    mean_J = sums.x_J / sums.n
+    middle_K = outputs_KR @ torch.cat([inputs_JR.T @ mean_J[:begin], mean_J[begin:]])
     hidden = [(batch, future, encoder(batch)) for batch, future in some]
     hazards.linear_CR.zero_()
 
@@ -111,24 +112,26 @@ def _set(
     return best
 
 
-def _directions(sums: _Sums, base_K: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Coefficients (J, K) of rank R, as the product of two factors."""
+def _directions(sums: _Sums, base_K: Tensor, rank: int, n_codes: int) -> tuple[Tensor, Tensor]:
+    """Coefficients (J, K): those of the first ``n_codes`` inputs cut down to R directions, as the
+    product of two factors; those of all others whole, behind the second factor."""
     mean_J = (sums.x_J / sums.n).double()
     spread_JJ = sums.xx_JJ.double() / sums.n - mean_J[:, None] * mean_J
     score_JK = sums.xy_JK.double() - sums.xt_JK.double() * base_K
     score_JK -= mean_J[:, None] * (sums.y_K - base_K * sums.t_K)
     value_J, vector_JJ = torch.linalg.eigh(spread_JJ)
-    value_J = value_J.clamp(min=0)
     events_K = sums.y_K.double()
     # all in the directions in which the codes so far do not correlate
-    known_JK = (value_J[:, None] + PENALTY_EACH) * events_K + PENALTY
-    turned_JK = (vector_JJ.T @ score_JK) / known_JK
-    weight_K = (events_K + 1).sqrt()
-    _, _, right_RK = torch.linalg.svd(
-        value_J.sqrt()[:, None] * turned_JK * weight_K, full_matrices=False
-    )
-    right_RK = right_RK[:rank]
-    inputs_JR = vector_JJ @ (turned_JK * weight_K) @ right_RK.T
+    known_JK = (value_J.clamp(min=0)[:, None] + PENALTY_EACH) * events_K + PENALTY
+    change_JK = vector_JJ @ ((vector_JJ.T @ score_JK) / known_JK)
+    spread_JJ, weight_K = spread_JJ[:n_codes, :n_codes], (events_K + 1).sqrt()
+    value_J, vector_JJ = torch.linalg.eigh(spread_JJ)
+    root_JJ = value_J.clamp(min=0).sqrt()[:, None] * vector_JJ.T
+    whole_JK = change_JK[:n_codes] * weight_K
+    _, _, right_RK = torch.linalg.svd(root_JJ @ whole_JK, full_matrices=False)
+    right_RK = F.pad(right_RK[:rank], (0, 0, 0, max(0, rank - len(right_RK))))
+    inputs_JR = whole_JK @ right_RK.T
     size_R = (inputs_JR.T @ spread_JJ * inputs_JR.T).sum(1).sqrt().clamp(min=1e-9)
     outputs_KR = (right_RK / weight_K).T * size_R  # inputs of unit spread
-    return (inputs_JR / size_R).float(), outputs_KR.float()
+    outputs_KX = torch.cat([outputs_KR, change_JK[n_codes:].T], dim=1)
+    return (inputs_JR / size_R).float(), outputs_KX.float()

@@ -85,7 +85,8 @@ def test_a_folder_of_format_1_opens_and_says_what_it_said(name):
         if name == "causal":
             asked = {"tokens": torch.tensor([6]), "gap": 0.0, "window": 365.0}
             risk = foretell(encoder.module, batch, **asked).sigmoid()
-            torch.testing.assert_close(risk, torch.tensor(expected["risk"]), atol=1e-5, rtol=0)
+            # no code comes more often than once a day since then: a thousandth less
+            torch.testing.assert_close(risk, torch.tensor(expected["risk"]), atol=1e-3, rtol=0)
 
 
 # --- what is passed on --------------------------------------------------------------------------

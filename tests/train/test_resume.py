@@ -57,7 +57,7 @@ def kill() -> None:
 def foretelling(store) -> TrainingModule:  # noqa: F811
     sizes = {"layers": 1, "heads": 2, "hidden": 16, "feed_forward": 16, "dropout": 0.1}
     causal = {"attention_dropout": 0.1, "causal": True, "edges": [0, 90]}
-    terms = {"time_to_event": partial(TimeToEvent, moments=2, sampled=6)}
+    terms = {"time_to_event": partial(TimeToEvent, moments=0.7, sampled=6)}
     return building.pretraining(
         store,
         encoder=partial(ModernEncoder, **sizes, **causal),

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from medbert.data.splits import mixed
 from medbert.data.store import Store
 from medbert.data.tasks.cohorts import Cohort, FlowStep, IndexRule, Timeline
 from medbert.data.tasks.conditions import Condition, Has
@@ -48,6 +49,9 @@ class Task:
         seen_within_days: asks for some event in that time before the index.
         min_history_days: asks that the first event lies at least so long before it (enrolment).
         where: conditions at the index, each by the name that the flow gives it.
+        controls: of the rows without the outcome so many stay for each one with it, drawn from all
+            of them alike: for rare outcomes, where labels of all would say little more. AUROC stays
+            what it is; risks, precision and net benefit are those of the rows that stay.
         delays: pattern -> days until such an event is known (see ``Timeline.as_known``): index
             dates and eligibility go by what is known, outcomes by what has happened.
         truth: the simulator's condition, where there is one.
@@ -66,6 +70,7 @@ class Task:
     seen_within_days: int | None = None
     min_history_days: int | None = None
     where: Mapping[str, Condition] = field(default_factory=dict)
+    controls: float | None = None
     delays: Mapping[str, float] = field(default_factory=dict)
     truth: str | None = None
     notes: Sequence[str] = ()
@@ -73,6 +78,8 @@ class Task:
     def __post_init__(self) -> None:
         if self.sex not in (None, "F", "M"):
             raise InputError(f"task {self.title!r}: sex={self.sex}: use F, M or null")
+        if self.controls is not None and not self.controls > 0:
+            raise InputError(f"task {self.title!r}: controls={self.controls}: more than 0, or null")
 
     def build(self, store: Store) -> Cohort:
         """Candidates, exclusions one by one, labels. Raises InputError for an empty cohort."""
@@ -127,6 +134,12 @@ class Task:
             raise InputError(
                 f"task {self.title!r}: the cohort is empty. Rows left by step: {steps}"
             )
+        labels = np.asarray(outcome.label(timeline, rows), bool)
+        if self.controls is not None:
+            kept = self._drawn(timeline.store, rows, labels)
+            step = f"with the outcome, and {self.controls:g} others for each"
+            rows, flow = _kept(rows, {step: kept}, flow)
+            labels = labels[kept]
         about = {"task": self.title, "index": self.index.title, "outcome": outcome.title}
         if self.delays:
             days = "; ".join(f"{pattern} after {d:g} days" for pattern, d in self.delays.items())
@@ -134,10 +147,20 @@ class Task:
         return Cohort(
             rows=rows["subject"].to_numpy(),
             prediction_time=rows["time"].to_numpy(),
-            labels=np.asarray(outcome.label(timeline, rows), bool),
+            labels=labels,
             flow=flow,
             task=about,
         )
+
+    def _drawn(self, store: Store, rows: pd.DataFrame, labels: np.ndarray) -> np.ndarray:
+        """Mask of the rows with the outcome and of as many others as ``controls`` asks for."""
+        subject, time = store.subject_ids[rows["subject"]], rows["time"].to_numpy()
+        hash_N = mixed(mixed(subject.astype("u8")) ^ time.astype("u8"))
+        others = np.flatnonzero(~labels)
+        n = round((self.controls or 0) * labels.sum())
+        kept = labels.copy()
+        kept[others[np.argsort(hash_N[others], kind="stable")[:n]]] = True
+        return kept
 
     def _eligible(self, timeline: Timeline, rows: pd.DataFrame) -> dict[str, np.ndarray]:
         subject, time = rows["subject"].to_numpy(), rows["time"].to_numpy()

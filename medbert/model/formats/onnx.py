@@ -124,13 +124,17 @@ class _Scorer(nn.Module):
             rows_B=torch.arange(rows),
             sex_B=sex,
         )
-        hidden_BLD = self._hidden(batch, _Rows(seen, rows, length)).view(rows, length, -1)
-        last_B11 = (lengths - 1).clamp(min=0)[:, None, None]
-        last_BD = hidden_BLD.gather(1, last_B11.expand(-1, 1, hidden_BLD.shape[2])).squeeze(1)
-        last_BD = torch.where(real_BL[:, :1], last_BD, 0.0)
-        embeddings = self._pooled(hidden_BLD, real_BL, last_BD)
+        hidden_PD = self._hidden(batch, _Rows(seen, rows, length))
+
+        def last(each_PX: Tensor) -> Tensor:
+            place_B = torch.arange(rows) * length + (lengths - 1).clamp(min=0)
+            return torch.where(real_BL[:, :1], each_PX[place_B], 0.0)
+
+        hidden_BLD = hidden_PD.view(rows, length, -1)
+        embeddings = self._pooled(hidden_BLD, real_BL, last(hidden_PD))
         if self.question is None:
             return (embeddings,)
+        last_BD = last(self.encoder.with_regression(hidden_PD, batch, _sums(self.encoder, batch)))
         asked = dict(self.question)
         table, codes_K = self.encoder.codes.weight, asked.pop("tokens")
         risk = self.encoder.hazards.risk(last_BD, table, codes_K, since_B=since, **asked)

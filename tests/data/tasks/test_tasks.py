@@ -122,6 +122,23 @@ def test_the_flow_counts_every_exclusion(make_store):
     assert rows == sorted(rows, reverse=True)
 
 
+def test_of_a_rare_outcome_all_stay_and_some_of_the_others(make_store):
+    ill = ("2011-06-01", "ICD9CM/428.0")
+    events = [*END]
+    for number in range(1, 61):
+        events += subject(number, ("2009-06-01", "ICD9CM/250.00"), *[ill][: number % 20 == 0])
+    every = set(built(make_store, events, landmark_task()))
+    some = built(make_store, events, landmark_task(controls=5))
+    assert set(some) < every and {row for row in every if row[2]} < set(some)
+    assert sum(row[2] for row in some) == 3 and len(some) == 3 * (1 + 5) == len(set(some))
+    assert len({row[0] for row in some}) > 12  # not the first of them, nor those of a few
+    assert {when for _, when, ill in some if not ill} == {when for _, when, ill in every if not ill}
+    more = built(make_store, events, landmark_task(controls=1_000))
+    assert set(more) == every
+    with pytest.raises(InputError, match="controls=0: more than 0"):
+        landmark_task(controls=0)
+
+
 def test_a_window_past_the_end_of_the_data_is_not_observed(make_store):
     events = [*subject(1, ("2009-06-01", "ICD9CM/250.00"), ("2010-06-01", "ICD9CM/401.9"))]
     with pytest.raises(InputError, match="window observed to its end: 0"):
