@@ -86,10 +86,10 @@ def test_command_library_scikit_learn_and_onnx_agree(made, name, tmp_path):
     said = dict(zip(about["outputs"], graph.run(None, given), strict=True))
     assert 0 < (batch.lengths_B == 0).sum() < len(rows) and batch.lengths_B.max() == longest
     for other in (vectors.to_numpy(), np.asarray(learned), said["embeddings"]):
-        np.testing.assert_allclose(other, command, atol=5e-5)
+        np.testing.assert_allclose(other, command, atol=1e-5)
     assert (command[batch.lengths_B.numpy() == 0] == 0).all() and command.std() > 0.1
     alone = graph.run(None, {k: v[:1] for k, v in given.items()})[0]
-    np.testing.assert_allclose(alone, command[:1], atol=5e-5)
+    np.testing.assert_allclose(alone, command[:1], atol=1e-5)
     if question:
         foretold = encoder.predict(cohort, store=store, **QUERY)
         risk = foretold["predicted_boolean_probability"].to_numpy()
