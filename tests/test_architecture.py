@@ -95,12 +95,12 @@ def test_the_house_stays_small():
     conversion to other formats 600; the verbs of de-identification 800, of text encoders 600, of
     corpora, their gate and tokenizers 900, of text models compared and audited 900.
     Of the leaves, invented notes took 450, text encoders 1,050, corpora, tokenizers and vectors of
-    notes 1,250, text models compared 1,000, and how much of an invented life a record tells 250.
+    notes 1,250, text models compared 1,000, and how much of an invented life a record tells 300.
     """
     lines = {f.relative_to(PACKAGE).as_posix(): f.read_text("utf-8").count("\n") for f in FILES}
     core = sum(n for name, n in lines.items() if not name.startswith(LEAVES))
     if core > 7_000:
         warnings.warn(f"the core has {core} lines; the guide is 7,000", stacklevel=1)
-    assert core <= 21_450 and sum(lines.values()) <= 35_900
+    assert core <= 21_450 and sum(lines.values()) <= 35_950
     assert len(list((ROOT / "conf").rglob("*.yaml"))) <= 107
     assert not [f for f in FILES if f.stem in ("utils", "helpers", "common", "misc")]

@@ -16,9 +16,9 @@ from medbert import InputError, Store
 from medbert.commands.encoders.trained_on import training_set
 from medbert.commands.privacy.disclosures import disclosures
 from medbert.model import checkpoint
-from medbert.schema import TRAIN
+from medbert.schema import SPECIAL_TOKENS, TRAIN
 
-TRAINED, OTHERS, CODES, LENGTH = 60, 320, 40, 16
+TRAINED, OTHERS, CODES, LENGTH = 60, 320, 60, 16
 DAY_US = 86_400_000_000
 SMALL = ("encoder.hidden=48", "encoder.layers=1", "encoder.dropout=0", "optimizer.lr=1e-2")
 QUICK = {"draws": 4, "alternatives": 127, "resamples": 200, "min_subjects": 3}
@@ -93,6 +93,9 @@ def test_canaries_are_a_few_training_subjects_more_and_nothing_else_changes(made
         assert set(after.split_of_row[rows]) == {TRAIN}
         tokens = after.history(rows).token_T.reshape(len(rows), -1)
         assert (tokens == one["tokens"]).all() and len(set(one["tokens"])) == 6
+    n_subjects = before.vocabulary.n_subjects
+    usual = np.median(n_subjects[len(SPECIAL_TOKENS) :])
+    assert min(n_subjects[one["tokens"]].min() for one in told) >= usual  # of no rare outcome
     with pytest.raises(InputError, match="canaries already"):
         medbert.audit_plant(store=made / "planted", out=made / "again")
 
@@ -112,10 +115,8 @@ def test_who_knows_them_by_heart_fails_and_every_canary_is_found(made):
     assert found["verdict"] == "fail"
     assert (auc["verdict"], tpr["verdict"], canaries["verdict"]) == ("fail",) * 3
     assert auc["low"] > 0.8 and tpr["low"] > 0.2  # far beyond what has to be below 0.55 and 0.03
-    assert canaries["by_repeats"]["16"] == {
-        "found": 3,
-        "bits": [7.0] * 3,
-    }  # of 127 alternatives none is as likely
+    known = {"found": 3, "bits": [7.0] * 3}  # of 127 alternatives none is as likely
+    assert canaries["by_repeats"]["16"] == known
     assert (rare["verdict"], files["verdict"]) == ("pass", "pass")
 
 

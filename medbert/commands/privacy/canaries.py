@@ -27,10 +27,13 @@ def real(records: Store, rows: np.ndarray) -> np.ndarray:
 
 
 def tokens_of(records: Store) -> np.ndarray:
-    """What canaries are made of: tokens of codes without a value, but for sexes."""
+    """What canaries are made of: tokens of codes without a value, but for sexes, of them the half
+    that more subjects have: of a rare outcome canaries would be a great part."""
     sexes = np.array([code.startswith(f"{SEX}//") for code in records.codes])
     tokens = records.token_of_code
-    return np.unique(tokens[(tokens >= len(SPECIAL_TOKENS)) & ~sexes])
+    tokens = np.unique(tokens[(tokens >= len(SPECIAL_TOKENS)) & ~sexes])
+    n_subjects = records.vocabulary.n_subjects[tokens]
+    return tokens[n_subjects >= np.median(n_subjects)] if len(tokens) else tokens
 
 
 def draw(random: np.random.Generator, tokens: np.ndarray, n: int, n_codes: int) -> np.ndarray:

@@ -3,7 +3,8 @@
 Between what is known of a subject and an outcome stands its hidden stage, and only signs, values
 and the conditions that need it betray that it has begun. When it began is averaged over its
 distribution given these (Bayes' rule, on a grid). All else in the latent state is known: onsets,
-frailty and care that no record tells so well.
+frailty and care that no record tells so well; but whether a condition is one that needs the stage,
+or another that has the same codes, only its values and complications tell.
 
 Beside the legend of ``schema``: N rows; E events of their records; G times of the stage to begin.
 """
@@ -82,11 +83,14 @@ def record_risk(
     """
 
     def hidden(state: State, stage: Follows, end_N: ndarray, gap: float, window: float) -> ndarray:
+        need, like = _needs(stage)
+        swap = (need, like) if like else None
+        state = state.blurred({like: need} if like else {})
         events = partial(_events, state, history, codes)
         signs = PARAMETERS.signs[outcome]
         seen = {name: _symptom(events(_codes_of(name)), state, name) for name in signs}
-        labs = [lab for lab in PARAMETERS.labs.values() if stage.stage in lab.shifts]
-        taken = [_test(events, state, lab, stage) for lab in labs]
+        labs = [lab for lab in PARAMETERS.labs.values() if {stage.stage, need} & lab.shifts.keys()]
+        taken = [_test(events, state, lab, {stage.stage, need}) for lab in labs]
         new_N = state.hazard(LASTING[stage.stage])
         risk_N = np.zeros(len(new_N))
         for first in range(0, len(new_N), BLOCK):
@@ -95,15 +99,17 @@ def record_risk(
             log_NG = np.zeros((last - first, len(BEGAN_G)))
             for name, sign in signs.items():
                 log_NG += _told_by_sign(part, seen[name].of(first, last), sign)
+            swapped_NG = log_NG.copy()
             for lab, values in zip(labs, taken, strict=True):
-                log_NG += _told_by_values(part, values.of(first, last), lab, stage)
+                some = values.of(first, last)
+                log_NG += _told_by_values(part, some, lab, stage)
+                swapped_NG += _told_by_values(part, some, lab, stage, swap)
             had_NG, not_N = _began(part, stage)
-            most_N1 = np.maximum(log_NG.max(1, keepdims=True), 0)  # so that nothing overflows
-            had_NG, not_N = np.exp(log_NG - most_N1) * had_NG, not_N * np.exp(-most_N1[:, 0])
-            for name, condition in LASTING.items():
-                if condition.needs == stage.stage:
-                    had_NG *= _told_by_need(part, name)
-                    not_N = np.where(part.since(name) >= 0, 0.0, not_N)
+            other_NG, need_NG, none_N = _told_by_need(part, need, like)
+            most_NG = np.maximum(np.maximum(log_NG, swapped_NG), 0)  # so that nothing overflows
+            most_N1 = most_NG.max(1, keepdims=True)
+            had_NG *= np.exp(log_NG - most_N1) * other_NG + np.exp(swapped_NG - most_N1) * need_NG
+            not_N = not_N * none_N * np.exp(-most_N1[:, 0])
             end = end_N[first:last]
             within_NG = _within(stage, end, gap, window)
             before_N = before_stage(stage, new_N[first:last], end, gap, window)
@@ -154,8 +160,18 @@ def _symptom(events: _Events, state: State, name: str) -> _Events:
     return _Events(row_E, age_E, visit_E, whose.hazard(CONDITIONS[name], age_E) * whose.care**0.5)
 
 
+def _needs(stage: Follows) -> tuple[str, str]:
+    """The condition that needs a stage, and another that has all of its codes; empty: none."""
+    for need, condition in LASTING.items():
+        if condition.needs == stage.stage:
+            codes = set(_codes_of(need))
+            others = [name for name in LASTING if name != need and codes <= {*_codes_of(name)}]
+            return need, "".join(others[:1])
+    return "", ""
+
+
 def _test(
-    events: Callable[[list[str]], _Events], state: State, lab: Lab, stage: Follows
+    events: Callable[[list[str]], _Events], state: State, lab: Lab, unknown: set[str]
 ) -> _Events:
     """Values of a test, as far as they are not usual for who is there and what the visit is for."""
     row_E, age_E, visit_E, value_E = events([f"LOINC/{lab.loinc}"])
@@ -164,7 +180,7 @@ def _test(
     usual_E += np.log(lab.per_decade) * np.maximum((age_E - 50) / 10, 0)
     for cause, ratio in lab.shifts.items():
         if cause in LASTING:
-            there_E = (whose.onset(cause) <= age_E) & (cause != stage.stage)
+            there_E = (whose.onset(cause) <= age_E) & (cause not in unknown)
         else:
             reason = events(_codes_of(cause))
             there_E = np.isin(row_E + 1j * visit_E, reason.row_E + 1j * reason.visit_E)
@@ -188,14 +204,22 @@ def _told_by_sign(state: State, events: _Events, sign: Sign) -> ndarray:
     return log_NG + _summed(events, np.log1p(more_EG), len(state.age))
 
 
-def _told_by_values(state: State, events: _Events, lab: Lab, stage: Follows) -> ndarray:
-    """(N, G) logarithm of how much likelier the values of a test are with the stage.
+def _told_by_values(
+    state: State, events: _Events, lab: Lab, stage: Follows, swap: tuple[str, str] | None = None
+) -> ndarray:
+    """(N, G) logarithm of how much likelier the values of a test are with the stage; ``swap``: and
+    with a condition in place of another one.
 
     The m values of a subject have variance 1 and correlate by a half.
     """
     z_E = events.value_E
     deep_EG = np.clip(_since(state, events) / RECORD.stage_ramp, 0, 1)
-    shift_EG = deep_EG * np.log(lab.shifts[stage.stage]) / lab.spread
+    shift_EG = deep_EG * np.log(lab.shifts.get(stage.stage, 1))
+    if swap:
+        there_E = state.onset(swap[1])[events.row_E] <= events.age_E
+        new, old = (lab.shifts.get(name, 1) for name in swap)
+        shift_EG += np.log(new / old) * there_E[:, None]
+    shift_EG /= lab.spread
     n = len(state.age)
     z_N1, m_N1 = (_summed(events, each[:, None], n) for each in (z_E, np.ones_like(z_E)))
     squares_NG = _summed(events, (2 * z_E[:, None] - shift_EG) * shift_EG, n)
@@ -203,15 +227,26 @@ def _told_by_values(state: State, events: _Events, lab: Lab, stage: Follows) -> 
     return squares_NG - (2 * z_N1 - shift_NG) * shift_NG / (m_N1 + 1)
 
 
-def _told_by_need(state: State, name: str) -> ndarray:
-    """(N, G) likelihood of a condition, which needs the stage, to have come when it did, if ever.
-
-    Its rate is held at that of the row's age.
+def _told_by_need(state: State, need: str, like: str) -> tuple[ndarray, ndarray, ndarray]:
+    """Likelihoods of a condition to have come when it did, if ever, given when the stage began: as
+    the one that looks like it (N, G), as the one that needs the stage (N, G), and before the stage
+    (N,). The rate of the latter is held at that of the row's age.
     """
-    rate_N1 = state.hazard(LASTING[name])[:, None]
-    since_N1 = state.since(name)[:, None]
+    if not need:
+        one_NG = np.ones((len(state.age), len(BEGAN_G)))
+        return one_NG, 0 * one_NG, one_NG[:, 0]
+    rate_N1 = state.hazard(LASTING[need])[:, None]
+    since_N1 = state.since(like or need)[:, None]
     waited_NG = np.where(since_N1 >= 0, BEGAN_G - since_N1, BEGAN_G)
-    return np.where(waited_NG >= 0, np.exp(-rate_N1 * waited_NG), 0.0)
+    unmet_NG = np.exp(-rate_N1 * np.maximum(waited_NG, 0))
+    usual_N = state.hazard(LASTING[like], state.onset(like)) if like else np.zeros(len(rate_N1))
+    none_N = np.where(since_N1[:, 0] >= 0, usual_N, 1.0)
+    need_NG = rate_N1 * unmet_NG * ((since_N1 >= 0) & (waited_NG >= 0))
+    for name, condition in LASTING.items():
+        if like and condition.needs == like:  # what need does not bring, and does the other one
+            missed_N = np.exp(state.hazard(condition) * np.maximum(since_N1[:, 0], 0))
+            need_NG *= np.where(state.since(name) >= 0, 0.0, missed_N)[:, None]
+    return none_N[:, None] * unmet_NG, need_NG, none_N
 
 
 def _since(state: State, events: _Events) -> ndarray:

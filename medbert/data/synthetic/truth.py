@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -128,8 +128,10 @@ def _seen(state: State, stage: Follows, end_rate: ndarray, gap: float, window: f
 class State:
     """What is true of subjects at a time; ages in years."""
 
-    def __init__(self, truth: pa.Table, rows: ndarray, time: ndarray) -> None:
-        self._truth, self._rows, self._time = truth, rows, time
+    def __init__(
+        self, truth: pa.Table, rows: ndarray, time: ndarray, alike: Mapping[str, str] | None = None
+    ) -> None:
+        self._truth, self._rows, self._time, self._alike = truth, rows, time, alike or {}
         self._birth = truth["birth"].to_numpy()[rows]
         self.male = (truth["sex"].to_numpy() == "M")[rows]
         self._frailty = truth["frailty"].to_numpy()[rows]
@@ -143,7 +145,12 @@ class State:
 
     def at(self, places: ndarray) -> State:
         """The state of some of the rows."""
-        return State(self._truth, self._rows[places], self._time[places])
+        return State(self._truth, self._rows[places], self._time[places], self._alike)
+
+    def blurred(self, alike: Mapping[str, str]) -> State:
+        """As if a condition set in with the first of itself and of the other one, by name, whose
+        codes look like its own."""
+        return State(self._truth, self._rows, self._time, alike)
 
     def years(self, time: ndarray) -> ndarray:
         """Ages at a time of each row."""
@@ -155,7 +162,12 @@ class State:
 
     def onset(self, name: str) -> ndarray:
         """The age at which a cause, or the last of causes joined by +, sets in."""
-        return np.max([self._age_at(f"onset_{part}") for part in name.split("+")], axis=0)
+        return np.max([self._first(part) for part in name.split("+")], axis=0)
+
+    def _first(self, name: str) -> ndarray:
+        age = self._age_at(f"onset_{name}")
+        other = self._alike.get(name)
+        return age if other is None else np.minimum(age, self._age_at(f"onset_{other}"))
 
     def since(self, name: str) -> ndarray:
         """Years since the onset; negative before."""
