@@ -29,8 +29,8 @@ demo: .venv/installed ## invent 50,000 lives, pretrain, predict heart failure in
 encoder: .venv/installed ## train and audit the small encoder that is shipped, on an invented cohort (minutes)
 	$(BIN)/medbert synthesize n_subjects=145000 seed=31 out=$(SHIPPED)/events overwrite=true
 	$(BIN)/medbert prepare source=meds source.path=$(SHIPPED)/events out=$(SHIPPED)/store overwrite=true
-	$(BIN)/medbert audit plant store=$(SHIPPED)/store out=$(SHIPPED)/planted overwrite=true
-	$(BIN)/medbert pretrain store=$(SHIPPED)/planted experiment=foretell trainer.max_epochs=2 out=$(SHIPPED)/encoder overwrite=true
+	$(BIN)/medbert audit plant store=$(SHIPPED)/store 'repeats=[1,4]' out=$(SHIPPED)/planted overwrite=true
+	$(BIN)/medbert pretrain store=$(SHIPPED)/planted experiment=foretell out=$(SHIPPED)/encoder overwrite=true
 	$(BIN)/medbert audit store=$(SHIPPED)/planted encoder_dir=$(SHIPPED)/encoder out=$(SHIPPED)/audit overwrite=true
 	$(BIN)/python -c "import medbert; medbert.Encoder.from_pretrained('$(SHIPPED)/encoder').save_pretrained('data_synthetic/encoder', overwrite=True, license='apache-2.0', data_statement='145,000 invented lives (medbert synthesize, seed 31): no records of people.')"
 

@@ -5,7 +5,8 @@
     medbert prepare source=meds source.path=events/ out=store/
     medbert prepare source=meds source.path=others/ vocabulary=store/ out=other/ \
         fractions=[0.47,0.13,0.40]
-    python benchmarks/sizes.py store/ other/ encoders/    # an hour of a core; goes on
+    python benchmarks/sizes.py store/ other/ encoders/    # hours of a core; goes on
+    python benchmarks/sizes.py store/ other/ encoders/ causal-1000 causal-3000    # some of them
 
 Every encoder is trained on the first n training subjects of the one store (nested), and asked on
 train and tuning of the other, whom none has seen: the loss of time to event (nats a moment, 4,000
@@ -60,7 +61,7 @@ def loss(model: Any, records: Store) -> float:
     """Of the first 4,000 tuning subjects, as pretraining counts it."""
     counts = torch.from_numpy(records.vocabulary.counts.copy())
     term = TimeToEvent(
-        vocabulary_size=len(counts), hidden=model.hidden, counts=counts, moments=0.4
+        vocabulary_size=len(counts), hidden=model.hidden, counts=counts, moments=0.6, later=0.7
     ).eval()
     data = Sequences(records, records.rows(TUNING)[:4000], max_tokens=SIZES["max_tokens"])
     total = moments = 0.0
@@ -103,6 +104,8 @@ def main() -> None:
     told = folder / "sizes.json"
     found: dict[str, dict[str, Any]] = json.loads(told.read_text()) if told.exists() else {}
     for shape, n in itertools.product(SHAPES, EPOCHS):
+        if sys.argv[4:] and f"{shape}-{n}" not in sys.argv[4:]:
+            continue
         out = pretrained(store, folder, shape, n)
         if out.name in found:
             continue

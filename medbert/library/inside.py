@@ -120,8 +120,8 @@ class Inside:
             cure = "pip install 'medbert[inside]'"
             raise InputError(f"attributions need one more package ({error}): {cure}") from error
         model, logits, length = self._asked.model, self._logits, len(self.events)
-        sums = (getattr(model, name, None) for name in ("ever", "linear", "linear_recent"))
-        tables = [table for table in (model.codes, *sums) if table is not None]
+        tables = [model.codes, *getattr(model, "linear", [])]
+        tables += [] if getattr(model, "ever", None) is None else [model.ever]
 
         def of_codes(codes_SLD: Tensor) -> Tensor:
             """The log-odds (S,) if the codes had these embeddings, of all tables side by side."""

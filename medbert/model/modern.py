@@ -51,7 +51,7 @@ class ModernEncoder(nn.Module):
     ``silence``: the hazards know for how long nothing has come (see ``Hazards``). ``linear``: they
     also know a regression on what is known by then (see ``known``), cut down to so many directions,
     which pretraining starts with (see ``regression``). ``recent``: it also knows the codes of the
-    last so many days; null: not.
+    last so many days, for each of several numbers apart; null: not.
     """
 
     def __init__(
@@ -76,9 +76,10 @@ class ModernEncoder(nn.Module):
         ever: bool = False,
         silence: bool = False,
         linear: int = 0,
-        recent: float | None = None,
+        recent: Sequence[float] | float | None = None,
     ) -> None:
         edges = None if edges is None else list(edges)
+        recent = [recent] if isinstance(recent, int | float) else list(recent or [])
         super().__init__()
         self.config = arguments(locals())
         _check_turns(time, heads=heads, hidden=hidden)
@@ -95,15 +96,14 @@ class ModernEncoder(nn.Module):
             PreNormLayer(**{name: self.config[name] for name in of_a_layer}) for _ in range(layers)
         )
         self.ever = nn.Embedding(vocabulary_size, hidden) if ever else None
-        self.linear = nn.Embedding(vocabulary_size, linear) if linear else None
-        self.recent = recent if linear else None
-        several = self.recent is not None
-        self.linear_recent = nn.Embedding(vocabulary_size, linear) if several else None
-        beside = 1 + several + (2 * AGE_WAVES + 1 if ages else 0) + (MALE + 1 if sex else 0)
+        self.windows = [math.inf, *recent]  # days
+        tables = len(self.windows) if linear else 0
+        self.linear = nn.ModuleList(nn.Embedding(vocabulary_size, linear) for _ in range(tables))
+        beside = tables + (2 * AGE_WAVES + 1 if ages else 0) + (MALE + 1 if sex else 0)
         self.final_norm = nn.LayerNorm(hidden, bias=False)
         self.hazards = None
-        if recent is not None and recent <= 0:
-            raise ValueError(f"recent={recent}: expected more than 0 days, or null")
+        if min(recent, default=1) <= 0:
+            raise ValueError(f"recent={recent}: expected more than 0 days each")
         if edges is not None and not causal:
             raise ValueError("edges (what comes, and when) need causal=true")
         if edges is not None:
@@ -140,10 +140,10 @@ class ModernEncoder(nn.Module):
         return self.finish(packing.leave(hidden_PD), batch, self.sums(batch))
 
     def sums(self, batch: Batch) -> list[Sums]:
-        """Over the codes so far and, where it knows them apart, over the recent ones."""
-        if self.ever is None and self.linear is None:
+        """Over the codes so far and, where the regression knows them apart, the recent ones."""
+        if self.ever is None and not self.linear:
             return []
-        return [so_far(batch), *([] if self.recent is None else [lately(batch, self.recent)])]
+        return [lately(batch, days) for days in self.windows[: max(1, len(self.linear))]]
 
     def finish(self, hidden_TD: Tensor, batch: Batch, sums: list[Sums]) -> Tensor:
         """The outputs (T, D), made of what the layers leave and of ``sums`` over codes."""
@@ -156,9 +156,9 @@ class ModernEncoder(nn.Module):
     ) -> Tensor:
         """All that the hazards know: the outputs and, where there is one, what the regression says
         of codes (R), and age, sex and the number of codes as they are (T, D + R + X)."""
-        if self.linear is None:
+        if not self.linear:
             return hidden_TD
-        each = [t(batch.tokens_T) for t in (self.linear, self.linear_recent) if t is not None]
+        each = [table(batch.tokens_T) for table in self.linear]
         *sums_TR, beside_TX = self.known(each, batch, self.sums(batch) if sums is None else sums)
         parts = hidden_TD, torch.stack(sums_TR).sum(0), beside_TX
         return torch.cat([part.to(hidden_TD.dtype) for part in parts], dim=1)
@@ -193,32 +193,23 @@ class ModernEncoder(nn.Module):
         return self.dropout(self.norm(hidden_TD))
 
 
-def so_far(batch: Batch) -> Sums:
-    """How to sum over the distinct codes of a subject up to each token, that token included."""
+def lately(batch: Batch, days: float) -> Sums:
+    """How to sum over the distinct codes that a subject has had in the last so many days up to each
+    token, that token included. Codes without a time count as those before them."""
     pair_T = (batch.subject_T << 32) + batch.tokens_T
     order_T = torch.argsort(pair_T, stable=True)
-    sorted_T = pair_T[order_T]
-    new_T = torch.ones_like(pair_T, dtype=torch.bool)
-    new_T[order_T[1:]] = sorted_T[1:] != sorted_T[:-1]
+    again_S = pair_T[order_T[1:]] == pair_T[order_T[:-1]]
+    until_T = batch.offsets_B1[1:][batch.subject_T]  # where each stops to count: the end,
+    until_T[order_T[:-1][again_S]] = order_T[1:][again_S]  # the same code, or so many days later
+    if math.isfinite(days):
+        known_T = torch.nan_to_num(clock(batch).double(), nan=-APART / 4)
+        time_T = torch.cummax(batch.subject_T * APART + known_T, dim=0).values
+        until_T = torch.minimum(until_T, torch.searchsorted(time_T, time_T + days))
 
     def summed(each_TX: Tensor) -> Tensor:
-        sum_TX = torch.cumsum(each_TX * new_T[:, None], dim=0, dtype=torch.float64)  # grows long
-        before_SX = F.pad(sum_TX, (0, 0, 1, 0))[batch.offsets_B1[:-1]]
-        return (sum_TX - before_SX[batch.subject_T]).to(each_TX.dtype)
-
-    return summed
-
-
-def lately(batch: Batch, days: float) -> Sums:
-    """How to sum over the codes of a subject in the last so many days up to each token, that token
-    included, as often as they are there. Codes without a time count as those before them."""
-    known_T = torch.nan_to_num(clock(batch).double(), nan=-APART / 4)
-    time_T = torch.cummax(batch.subject_T * APART + known_T, dim=0).values
-    from_T = torch.searchsorted(time_T, time_T - days, right=True)
-
-    def summed(each_TX: Tensor) -> Tensor:
-        sum_TX = F.pad(torch.cumsum(each_TX, dim=0, dtype=torch.float64), (0, 0, 1, 0))
-        return (sum_TX[1:] - sum_TX[from_T]).to(each_TX.dtype)
+        change_SX = F.pad(each_TX.double(), (0, 0, 0, 1))  # float32 would lose what is small
+        change_SX = change_SX.index_add(0, until_T, -each_TX.double())
+        return change_SX.cumsum(0)[:-1].to(each_TX.dtype)
 
     return summed
 

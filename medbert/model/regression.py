@@ -21,7 +21,7 @@ from medbert.model.hazards import Future, TimeToEvent
 from medbert.model.masking import SPECIALS
 from medbert.schema import Batch
 
-MOST = 2048  # codes, the most frequent, that take part: matrices are of this size
+MOST = 4096  # inputs, of the most frequent codes: matrices are of this size
 # of squared coefficients, which are logarithms of hazard ratios: so much, and more for each event
 PENALTY, PENALTY_EACH = 3.0, 0.1
 SCALES = (1.0, 0.75, 0.5, 0.25, 0.12, 0.06, 0.0)  # of the coefficients: what the loss likes best
@@ -46,11 +46,12 @@ def begin(encoder: Any, objective: Any, batches: Iterable[Batch]) -> float | Non
     the coefficients. None, and nothing is done, where there is no such layer or nothing to ask."""
     terms = getattr(objective, "terms", {}).values()
     term = next((one for one in terms if isinstance(one, TimeToEvent)), None)
-    if term is None or getattr(encoder, "linear", None) is None or encoder.hazards is None:
+    if term is None or not getattr(encoder, "linear", None) or encoder.hazards is None:
         return None
     training = encoder.training, term.training
     encoder.eval(), term.eval()
-    code_J = term.frequency_C[SPECIALS:].topk(min(MOST, len(term.share_C) - SPECIALS)).indices
+    most = min(MOST // len(encoder.linear), len(term.share_C) - SPECIALS)
+    code_J = term.frequency_C[SPECIALS:].topk(most).indices
     code_J += SPECIALS
     sums, some = _summed(encoder, term, batches, code_J)
     scale = None if sums is None else _set(encoder, term, sums, some, code_J)
@@ -84,8 +85,8 @@ def _summed(
 def _set(
     encoder: Any, term: TimeToEvent, sums: _Sums, some: list[tuple[Batch, Future]], code_J: Tensor
 ) -> float:
-    hazards, rank = encoder.hazards, encoder.linear.embedding_dim
-    tables = [t for t in (encoder.linear, encoder.linear_recent) if t is not None]
+    hazards, tables = encoder.hazards, encoder.linear
+    rank = tables[0].embedding_dim
     base_K = (sums.y_K + 0.5) / (sums.t_K + 1)
     inputs_JR, outputs_KR = _directions(sums, base_K, rank, len(tables) * len(code_J))
     begin = 0

@@ -30,7 +30,7 @@ SWITCHES: list[dict[str, Any]] = [
     {"causal": True, "ever": True},
     {"causal": True, "ever": True, "linear": 8, "edges": [0]},
     {"causal": True, "linear": 5, "ages": False, "sex": False, "edges": [0]},
-    {"causal": True, "linear": 8, "recent": 4000, "edges": [0]},
+    {"causal": True, "linear": 8, "recent": [4000, 9000], "edges": [0]},
 ]
 
 
@@ -111,14 +111,12 @@ def _one(model: ModernEncoder, person: Batch) -> torch.Tensor:
     hidden = _normal(hidden, model.final_norm.weight)
     times, said = _running(person), []
     for place in range(length if config["linear"] else 0):
-        known = person.tokens_T[: place + 1].unique()
-        summed = model.linear.weight[known].sum(0) / math.sqrt(1 + len(known) / 20)
-        beside = [math.log(len(known))]
-        if config["recent"]:
-            late = torch.tensor([times[i] + config["recent"] > times[place] for i in range(length)])
-            late = person.tokens_T[: place + 1][late[: place + 1]]
-            beside.append(math.log(len(late)))
-            summed += model.linear_recent.weight[late].sum(0) / math.sqrt(1 + len(late) / 20)
+        summed, beside = torch.zeros(config["linear"]), []
+        for window, table in zip([math.inf, *config["recent"]], model.linear, strict=True):
+            late = torch.tensor([time + window > times[place] for time in times[: place + 1]])
+            known = person.tokens_T[: place + 1][late].unique()
+            summed += table.weight[known].sum(0) / math.sqrt(1 + len(known) / 20)
+            beside.append(math.log(len(known)))
         beside += _age_row(float(person.age_T[place])) if config["ages"] else []
         beside += [float(person.sex_B[0] == sex) for sex in range(3)] if config["sex"] else []
         said.append(torch.cat([summed, torch.tensor(beside)]))
@@ -200,7 +198,7 @@ def test_equals_a_plain_reading_of_it(changes: dict[str, Any]) -> None:
 
 @torch.no_grad()
 def test_looking_back_only_a_history_says_what_it_said_before_it_went_on() -> None:
-    sums = {"ever": True, "linear": 8, "recent": 4000}
+    sums = {"ever": True, "linear": 8, "recent": [4000, 9000]}
     model, given = encoder(causal=True, time="both", **sums), batch([12, 7, 3])
     given = given._replace(age_T=given.age_T.nan_to_num(5.0).sort().values)
     whole = model(given)
@@ -367,7 +365,7 @@ def test_no_sex_is_an_unknown_sex() -> None:
         ({"causal": True, "edges": [5, 30]}, r"edges=\[5, 30\]"),
         ({"causal": True, "edges": [0, 30, 30]}, "rising days"),
         ({"causal": True, "edges": [0, 60, 30]}, "rising days"),
-        ({"causal": True, "linear": 4, "recent": 0}, "recent=0: expected more than 0 days"),
+        ({"causal": True, "linear": 4, "recent": [0]}, r"recent=\[0\]: expected more than 0 days"),
     ],
 )
 def test_wrong_arguments_are_refused(changes: dict[str, Any], message: str) -> None:

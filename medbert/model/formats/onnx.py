@@ -173,22 +173,21 @@ def _sums(encoder: ModernEncoder, batch: Batch) -> list[Sums]:
         values_T.view(batch.rows_B.shape[0], -1)
         for values_T in (batch.tokens_T, batch.visit_T, batch.age_T)
     )
-    again_BLL = torch.tril(tokens_BL[:, :, None] == tokens_BL[:, None, :], diagonal=-1)
-    new_BL1 = ~again_BLL.any(2)[:, :, None]
+    same_BLL = torch.triu(tokens_BL[:, :, None] == tokens_BL[:, None, :], diagonal=1)
     dated_B1 = (~age_BL.isnan()).any(1, keepdim=True)
     undated_BL = torch.where(visit_BL > 0, visit_BL.to(age_BL.dtype), torch.nan)
     clock_BL = torch.where(dated_B1, age_BL, undated_BL).nan_to_num(nan=-APART / 4)
-    back_LL = torch.ones_like(again_BLL[0]).tril()
+    back_LL = torch.ones_like(same_BLL[0]).tril()
     now_BL = torch.where(back_LL, clock_BL[:, None, :], -APART).amax(2)
-    near_BLL = back_LL & (now_BL[:, None, :] > now_BL[:, :, None] - (encoder.recent or 0))
 
-    def so_far(each_TX: Tensor) -> Tensor:
-        return (each_TX.view(*tokens_BL.shape, -1) * new_BL1).cumsum(1).flatten(0, 1)
+    again_BLL = same_BLL.to(clock_BL.dtype).cumsum(2).transpose(1, 2) > 0  # by each place
 
-    def lately(each_TX: Tensor) -> Tensor:
-        return (near_BLL.to(each_TX.dtype) @ each_TX.view(*tokens_BL.shape, -1)).flatten(0, 1)
+    def within(days: float) -> Sums:
+        near_BLL = back_LL & ~again_BLL & (now_BL[:, None, :] > now_BL[:, :, None] - days)
+        counted_BLL = near_BLL.to(clock_BL.dtype)
+        return lambda each_TX: (counted_BLL @ each_TX.view(*tokens_BL.shape, -1)).flatten(0, 1)
 
-    return [so_far, *([lately] if encoder.recent is not None else [])]
+    return [within(days) for days in encoder.windows[: max(1, len(encoder.linear))]]
 
 
 class _Rectangle(Batch):
