@@ -14,6 +14,8 @@ import pytest
 from conftest import SHARED
 from sklearn.metrics import roc_auc_score
 
+import medbert
+from medbert import Store
 from medbert.data import synthetic
 from medbert.data.sources.meds import Meds
 from medbert.data.synthetic import conditions
@@ -41,6 +43,13 @@ YEAR = pd.Timedelta(days=365.25)
 @pytest.fixture(scope="module")
 def simulation() -> synthetic.Simulation:
     return synthetic.simulate(20_001, seed=5)  # one subject more than a chunk
+
+
+@pytest.fixture(scope="module")
+def store(simulation, tmp_path_factory) -> Store:
+    folder = tmp_path_factory.mktemp("store")
+    synthetic.write(simulation, folder / "events")
+    return Store(medbert.prepare("source=meds", f"source.path={folder}/events", out=folder / "it"))
 
 
 @pytest.fixture(scope="module")
@@ -309,11 +318,7 @@ def test_true_risk_is_calibrated_and_ranks(simulation, truth, outcome, days):
 
 
 @pytest.mark.parametrize(("outcome", "days"), [("heart_failure", 365), ("pancreatic_cancer", 1095)])
-def test_what_a_record_tells_is_calibrated_and_less(
-    simulation, truth, make_store, tmp_path, outcome, days
-):
-    synthetic.write(simulation, tmp_path / "events")
-    store = make_store(Meds(str(tmp_path / "events")).read())
+def test_what_a_record_tells_is_calibrated_and_less(simulation, truth, store, outcome, days):
     rows, happened = landmarks(simulation, truth, outcome=outcome, days=days)
     subject_id, time = rows["subject_id"].to_numpy(), rows["time"].to_numpy("datetime64[us]")
     place = store.rows_of(subject_id)
@@ -341,6 +346,29 @@ def test_what_a_record_tells_is_calibrated_and_less(
     nothing = told(np.full_like(time, "1900-01-01"))  # a record without signs
     aurocs = [roc_auc_score(happened, each) for each in (hidden, estimate, nothing)]
     assert aurocs[0] > aurocs[1] + 0.02 and aurocs[1] > aurocs[2] + 0.02
+
+
+def test_a_record_does_not_tell_a_diabetes_of_cancer_by_its_name(simulation, store):
+    names = simulation.truth.column_names
+    one, other = (names.index(f"onset_{kind}_diabetes") for kind in ("type2", "cancer"))
+    sets_in = simulation.truth.column(other).to_pandas()
+    subject_id = simulation.truth["subject_id"].to_numpy()[sets_in.notna()]
+    time = sets_in.dropna().to_numpy("datetime64[us]") + np.timedelta64(90, "D")
+    history = store.history(store.rows_of(subject_id), until=time.astype(np.int64))
+
+    def told(truth: pa.Table) -> np.ndarray:
+        rows = {"subject_id": subject_id, "prediction_time": time, "history": history}
+        asked = {"outcome": "pancreatic_cancer", "gap_days": 30, "window_days": 365}
+        return synthetic.record_risk(truth, codes=store.codes, **rows, **asked)
+
+    swapped = [*range(len(names))]
+    swapped[one], swapped[other] = other, one
+    renamed = simulation.truth.select(swapped).rename_columns(names)
+    estimate = told(simulation.truth)
+    np.testing.assert_allclose(told(renamed), estimate, rtol=0.01)  # type 2 adds a few deaths
+    rows = pd.DataFrame({"subject_id": subject_id, "time": time})
+    seen = risk(simulation, rows, outcome="pancreatic_cancer", days=365)
+    assert 0 < np.median(estimate) < np.median(seen) / 2
 
 
 @pytest.mark.parametrize("outcome", conditions.OUTCOMES)

@@ -72,8 +72,9 @@ def record_risk(
 
     Signs are Poisson events: a symptom's own rate, and from the beginning of the stage on a rate
     that grows. Values are lognormal, half of their variance the subject's own. So nothing that
-    reads the records until then ranks better, but for few signs that are lost where visits overlap
-    and the rates that ``true_risk`` holds.
+    reads the records until then ranks better, but for few signs that are lost where visits overlap,
+    drugs that one of two conditions with the same codes gets more often, and the rates that
+    ``true_risk`` holds.
 
     Args:
         history: of the rows, until ``prediction_time``; ``codes``: what its ``code_T`` are.
@@ -102,8 +103,9 @@ def record_risk(
             swapped_NG = log_NG.copy()
             for lab, values in zip(labs, taken, strict=True):
                 some = values.of(first, last)
-                log_NG += _told_by_values(part, some, lab, stage)
-                swapped_NG += _told_by_values(part, some, lab, stage, swap)
+                told_NG = _told_by_values(part, some, lab, stage)
+                log_NG += told_NG
+                swapped_NG += _told_by_values(part, some, lab, stage, swap) if swap else told_NG
             had_NG, not_N = _began(part, stage)
             other_NG, need_NG, none_N = _told_by_need(part, need, like)
             most_NG = np.maximum(np.maximum(log_NG, swapped_NG), 0)  # so that nothing overflows
