@@ -207,9 +207,10 @@ def lately(batch: Batch, days: float) -> Sums:
         until_T = torch.minimum(until_T, torch.searchsorted(time_T, time_T + days))
 
     def summed(each_TX: Tensor) -> Tensor:
-        change_SX = F.pad(each_TX.double(), (0, 0, 0, 1))  # float32 would lose what is small
-        change_SX = change_SX.index_add(0, until_T, -each_TX.double())
-        return change_SX.cumsum(0)[:-1].to(each_TX.dtype)
+        value_TX = each_TX.double()  # float32 would lose what is small
+        change_SX = F.pad(value_TX, (0, 0, 0, 1)).index_add_(0, until_T, value_TX, alpha=-1)
+        sum_XS = change_SX.T.contiguous().cumsum(1)  # along rows, which is faster
+        return sum_XS.T[:-1].to(each_TX.dtype)
 
     return summed
 
