@@ -29,7 +29,7 @@ SWITCHES: list[dict[str, Any]] = [
     {"causal": True, "edges": [0, 30, 365]},
     {"causal": True, "ever": True},
     {"causal": True, "ever": True, "linear": 8, "edges": [0]},
-    {"causal": True, "linear": 5, "ages": False, "sex": False, "edges": [0]},
+    {"causal": True, "linear": 5, "ages": False, "sex": False, "recent": 4000, "edges": [0]},
     {"causal": True, "linear": 8, "recent": [4000, 9000], "edges": [0]},
 ]
 
