@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader
 from medbert.commands.encoders import building
 from medbert.commands.encoders.trained_on import TRAINED_ON, training_set
 from medbert.commands.output.artefacts import artefact, first_process, read_json, write_json
+from medbert.commands.output.progress import follow
 from medbert.data.batches import Sequences, loader
 from medbert.data.entropy import chance, fit_pairs
 from medbert.data.store import Store
@@ -36,6 +38,7 @@ from medbert.train.score import place
 
 log = logging.getLogger(__name__)
 
+_READ = 2000  # batches at most that a regression starts from
 _FREE = ("checkpoint_minutes", "time_limit")  # settings that do not change what is learned
 
 
@@ -76,7 +79,11 @@ def pretrain(
         module = building.pretraining(records, **parts, compiler=compiler, seed=seed)
         data = _whom_to_read(records, max_tokens, n_subjects, module.objective)
         if privacy is None:  # what is promised is of the steps alone
-            begin(module.encoder, module.objective, loader(data[TRAIN], budget=batch_tokens))
+            some = loader(data[TRAIN], budget=batch_tokens, seed=seed, shuffle=True)
+            read = min(len(some), _READ)
+            told: dict[str, Any] = {"unit": "codes", "size": lambda batch: len(batch.tokens_T)}
+            batches = follow(islice(some, read), "reading for a start", read, **told)
+            begin(module.encoder, module.objective, batches)
         tuning = loader(data[TUNING], budget=batch_tokens)
         by_chance = _by_chance(data[TRAIN], tuning, module.objective, seed)
         train = loader(data[TRAIN], budget=batch_tokens, seed=seed, shuffle=True, shared=True)

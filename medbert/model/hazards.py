@@ -265,8 +265,8 @@ class TimeToEvent(nn.Module):
 
     def loss(self, encoder: Any, hidden_TD: Tensor, batch: Batch, target: Future) -> LossOutput:
         hazards: Hazards = encoder.hazards
-        hidden_TD = encoder.with_regression(hidden_TD, batch)
-        hidden_MD = hazards.after(hidden_TD.index_select(0, target.place_M), target.since_M)
+        hidden_MD = encoder.with_regression(hidden_TD, batch, target.place_M)
+        hidden_MD = hazards.after(hidden_MD, target.since_M)
         log_MPK = hazards.logs(hidden_MD, encoder.codes(target.code_K), target.code_K)
         time_MK, come_MK = hazards.observed(target)
         expected_K = (log_MPK.exp() * hazards.exposure(time_MK).transpose(0, 1)).sum((0, 1))
@@ -299,11 +299,11 @@ def foretell(
 ) -> Tensor:
     """``Hazards.risk`` of ``tokens`` for each subject, as of the end of its history: (B,)."""
     hidden_TD, clock_T = encoder(batch) if hidden_TD is None else hidden_TD, clock(batch)
-    hidden_TD = encoder.with_regression(hidden_TD, batch)
     filled_B = batch.lengths_B > 0
     last_F = batch.offsets_B1[1:][filled_B] - 1
-    hidden_BD = hidden_TD.new_zeros(len(filled_B), hidden_TD.shape[1])
-    hidden_BD[filled_B] = hidden_TD[last_F]
+    hidden_FD = encoder.with_regression(hidden_TD, batch, last_F)
+    hidden_BD = hidden_FD.new_zeros(len(filled_B), hidden_FD.shape[1])
+    hidden_BD[filled_B] = hidden_FD
     since_B = torch.zeros_like(hidden_BD[:, 0])
     if batch.end_B is not None:  # a static code has no time
         since_B[filled_B] = torch.nan_to_num(batch.end_B[filled_B] - clock_T[last_F])

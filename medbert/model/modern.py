@@ -31,7 +31,7 @@ APART = 2**20  # days between subjects laid on one time line
 MANY = 20  # distinct codes: about from there on sums grow with the root of their number
 
 Sums = Callable[[Tensor], Tensor]
-"""Values of tokens (T, X) to their sums (T, X) over the codes so far."""
+"""Values of tokens (T, X) to their sums over the codes so far, at all tokens or some (M, X)."""
 
 
 class ModernEncoder(nn.Module):
@@ -137,13 +137,12 @@ class ModernEncoder(nn.Module):
         hidden_PD = packing.enter(hidden_TD)
         for layer in self.layers:
             hidden_PD = layer(hidden_PD, packing, turn)
-        return self.finish(packing.leave(hidden_PD), batch, self.sums(batch))
+        so_far = [lately(batch, math.inf)] if self.ever is not None else []
+        return self.finish(packing.leave(hidden_PD), batch, so_far)
 
-    def sums(self, batch: Batch) -> list[Sums]:
-        """Over the codes so far and, where the regression knows them apart, the recent ones."""
-        if self.ever is None and not self.linear:
-            return []
-        return [lately(batch, days) for days in self.windows[: max(1, len(self.linear))]]
+    def sums(self, batch: Batch, place_M: Tensor) -> list[Sums]:
+        """At some tokens, over the codes so far, and over the recent ones of each window."""
+        return [lately(batch, days, place_M) for days in self.windows]
 
     def finish(self, hidden_TD: Tensor, batch: Batch, sums: list[Sums]) -> Tensor:
         """The outputs (T, D), made of what the layers leave and of ``sums`` over codes."""
@@ -152,30 +151,33 @@ class ModernEncoder(nn.Module):
         return self.final_norm(hidden_TD)
 
     def with_regression(
-        self, hidden_TD: Tensor, batch: Batch, sums: list[Sums] | None = None
+        self, hidden_TD: Tensor, batch: Batch, place_M: Tensor, sums: list[Sums] | None = None
     ) -> Tensor:
-        """All that the hazards know: the outputs and, where there is one, what the regression says
-        of codes (R), and age, sex and the number of codes as they are (T, D + R + X)."""
+        """All that the hazards know at some tokens: the outputs and, where there is one, what the
+        regression says of codes (R), and age, sex and the number of codes (M, D + R + X)."""
+        hidden_MD = hidden_TD.index_select(0, place_M)
         if not self.linear:
-            return hidden_TD
+            return hidden_MD
         each = [table(batch.tokens_T) for table in self.linear]
-        *sums_TR, beside_TX = self.known(each, batch, self.sums(batch) if sums is None else sums)
-        parts = hidden_TD, torch.stack(sums_TR).sum(0), beside_TX
-        return torch.cat([part.to(hidden_TD.dtype) for part in parts], dim=1)
+        *sums_MR, beside_MX = self.known(each, batch, place_M, sums)
+        parts = hidden_MD, torch.stack(sums_MR).sum(0), beside_MX
+        return torch.cat([part.to(hidden_MD.dtype) for part in parts], dim=1)
 
-    def known(self, each: list[Tensor], batch: Batch, sums: list[Sums]) -> tuple[Tensor, ...]:
-        """What the regression knows at each token: for each of ``sums`` that of values (T, X) of
+    def known(
+        self, each: list[Tensor], batch: Batch, place_M: Tensor, sums: list[Sums] | None = None
+    ) -> tuple[Tensor, ...]:
+        """What the regression knows at some tokens: for each of ``sums`` that of values (T, X) of
         its n codes, divided by sqrt(1 + n / MANY), since many codes often say the same; and last
         ln n of each, and age and sex where the encoder is told them."""
-        one_T1 = torch.ones_like(each[0][:, :1])
+        sums, one_T1 = sums or self.sums(batch, place_M), torch.ones_like(each[0][:, :1])
         number = [summed(one_T1).clamp(min=1) for summed in sums]
-        beside = [n_T1.log() for n_T1 in number]
+        beside = [n_M1.log() for n_M1 in number]
         if self.ages is not None:
-            beside.append(age_waves(batch.age_T))
+            beside.append(age_waves(batch.age_T[place_M]))
         if self.sex is not None:
-            beside.append(F.one_hot(sexes(batch), MALE + 1).to(one_T1.dtype))
+            beside.append(F.one_hot(sexes(batch)[place_M], MALE + 1).to(one_T1.dtype))
         parts = zip(each, sums, number, strict=True)
-        scaled = [summed(each_TX) / (1 + n_T1 / MANY).sqrt() for each_TX, summed, n_T1 in parts]
+        scaled = [summed(each_TX) / (1 + n_M1 / MANY).sqrt() for each_TX, summed, n_M1 in parts]
         return *scaled, torch.cat(beside, dim=1)
 
     def embed(self, batch: Batch) -> Tensor:
@@ -193,9 +195,10 @@ class ModernEncoder(nn.Module):
         return self.dropout(self.norm(hidden_TD))
 
 
-def lately(batch: Batch, days: float) -> Sums:
+def lately(batch: Batch, days: float, place_M: Tensor | None = None) -> Sums:
     """How to sum over the distinct codes that a subject has had in the last so many days up to each
-    token, that token included. Codes without a time count as those before them."""
+    token (None) or some, rising ones; itself included. Codes without a time count as those before
+    them."""
     pair_T = (batch.subject_T << 32) + batch.tokens_T
     order_T = torch.argsort(pair_T, stable=True)
     again_S = pair_T[order_T[1:]] == pair_T[order_T[:-1]]
@@ -205,10 +208,17 @@ def lately(batch: Batch, days: float) -> Sums:
         known_T = torch.nan_to_num(clock(batch).double(), nan=-APART / 4)
         time_T = torch.cummax(batch.subject_T * APART + known_T, dim=0).values
         until_T = torch.minimum(until_T, torch.searchsorted(time_T, time_T + days))
+    if place_M is not None:
+        begin_T = torch.searchsorted(place_M, torch.arange(len(until_T), device=until_T.device))
+        until_T = torch.searchsorted(place_M, until_T)
 
     def summed(each_TX: Tensor) -> Tensor:
         value_TX = each_TX.double()  # float32 would lose what is small
-        change_SX = F.pad(value_TX, (0, 0, 0, 1)).index_add_(0, until_T, value_TX, alpha=-1)
+        change_SX = F.pad(value_TX, (0, 0, 0, 1))
+        if place_M is not None:  # where each is first seen, and no more
+            change_SX = value_TX.new_zeros(len(place_M) + 1, value_TX.shape[1])
+            change_SX.index_add_(0, begin_T, value_TX)
+        change_SX.index_add_(0, until_T, value_TX, alpha=-1)
         sum_XS = change_SX.T.contiguous().cumsum(1)  # along rows, which is faster
         return sum_XS.T[:-1].to(each_TX.dtype)
 

@@ -74,8 +74,8 @@ def _summed(
         time_MK, come_MK = encoder.hazards.observed(future)
         column_J = torch.searchsorted(future.code_K, code_J)
         time_MK, come_MK = time_MK[:, column_J], come_MK[:, column_J].float()
-        sums, one_TJ = encoder.sums(batch), ones(batch.tokens_T)
-        x_MJ = torch.cat(encoder.known([one_TJ] * len(sums), batch, sums), 1)[future.place_M]
+        each = [ones(batch.tokens_T)] * len(encoder.linear)
+        x_MJ = torch.cat(encoder.known(each, batch, future.place_M), 1)
         both = x_MJ.T @ x_MJ, x_MJ.T @ come_MK, x_MJ.T @ time_MK
         new = [len(x_MJ), x_MJ.sum(0), *both, come_MK.sum(0), time_MK.sum(0)]
         total = [a + b for a, b in zip(total, new, strict=True)] if total else new

@@ -34,7 +34,7 @@ def encoder() -> Any:
 
 def foreteller(hazards: Hazards, codes: torch.nn.Embedding) -> Any:
     """An encoder whose hazards know its outputs alone."""
-    alone = {"with_regression": lambda hidden_TD, batch: hidden_TD}
+    alone = {"with_regression": lambda hidden_TD, batch, place_M: hidden_TD[place_M]}
     return SimpleNamespace(hazards=hazards, codes=codes, **alone)
 
 

@@ -192,7 +192,7 @@ def _normal(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 def test_equals_a_plain_reading_of_it(changes: dict[str, Any]) -> None:
     model, given = encoder(**changes), batch([7, 20, 1, 0, 12])
     # angles of decades in float32 are right to about a thousandth
-    told_TD = model.with_regression(model(given), given)
+    told_TD = model.with_regression(model(given), given, torch.arange(len(given.tokens_T)))
     torch.testing.assert_close(told_TD, plainly(model, given), atol=2e-3, rtol=0)
 
 
@@ -213,7 +213,7 @@ def test_looking_back_only_a_history_says_what_it_said_before_it_went_on() -> No
 def test_equals_a_plain_reading_closely_within_a_year() -> None:
     model, given = encoder(time="both"), batch([7, 20, 1, 0, 12])
     given = given._replace(age_T=20_000 + given.age_T % 365)
-    told_TD = model.with_regression(model(given), given)
+    told_TD = model.with_regression(model(given), given, torch.arange(len(given.tokens_T)))
     torch.testing.assert_close(told_TD, plainly(model, given), atol=2e-5, rtol=0)
 
 

@@ -63,7 +63,7 @@ def test_it_finds_what_foretells_a_code_without_a_step() -> None:
         place_M = objective.terms["time_to_event"].corrupt(fresh)[1].place_M
         first_M = place_M[fresh.age_T[place_M] == 0]
         log_M = model.hazards.logs(
-            model.with_regression(model(fresh), fresh)[first_M],
+            model.with_regression(model(fresh), fresh, first_M),
             model.codes.weight[[DISEASE]],
             torch.tensor([DISEASE]),
         )[:, 0, 0]
@@ -90,7 +90,7 @@ def test_age_foretells_without_a_step() -> None:
         model, objective = made(ages=ages)
         begin(model, objective, batches)
         with torch.no_grad():
-            hidden_BD = model.with_regression(model.eval()(asked), asked)[first_B]
+            hidden_BD = model.with_regression(model.eval()(asked), asked, first_B)
             log_B = model.hazards.logs(hidden_BD, model.codes.weight[disease], disease)[:, 0, 0]
         young_B = asked.age_T[first_B] < old
         assert (log_B[~young_B].min() > log_B[young_B].max() + 0.5) == ages

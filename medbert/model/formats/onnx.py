@@ -134,7 +134,8 @@ class _Scorer(nn.Module):
         embeddings = self._pooled(hidden_BLD, real_BL, last(hidden_PD))
         if self.question is None:
             return (embeddings,)
-        last_BD = last(self.encoder.with_regression(hidden_PD, batch, _sums(self.encoder, batch)))
+        every_P, sums = torch.arange(rows * length), _sums(self.encoder, batch)
+        last_BD = last(self.encoder.with_regression(hidden_PD, batch, every_P, sums))
         asked = dict(self.question)
         table, codes_K = self.encoder.codes.weight, asked.pop("tokens")
         risk = self.encoder.hazards.risk(last_BD, table, codes_K, since_B=since, **asked)
@@ -187,7 +188,7 @@ def _sums(encoder: ModernEncoder, batch: Batch) -> list[Sums]:
         counted_BLL = near_BLL.to(clock_BL.dtype)
         return lambda each_TX: (counted_BLL @ each_TX.view(*tokens_BL.shape, -1)).flatten(0, 1)
 
-    return [within(days) for days in encoder.windows[: max(1, len(encoder.linear))]]
+    return [within(days) for days in encoder.windows]
 
 
 class _Rectangle(Batch):
