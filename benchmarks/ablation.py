@@ -48,6 +48,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "masked_codes": (*BERT, "objective=masked_code"),
     "published": ("experiment=published",),
 }
+FROZEN = ("masked_codes", "published")
 SIZES = (300, 1_000)
 
 
@@ -94,24 +95,36 @@ def main() -> None:
     seconds = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     rows = ["foretell", *(name for name in chosen.rows if name != "foretell")]
     folders = {name: pretrained(name, chosen, seconds) for name in rows}
-    others = [f"+encoders.{name}={folder}" for name, folder in folders.items()]
+    asked = {name: folder for name, folder in folders.items() if name not in FROZEN}
+    frozen = {name: folder for name, folder in folders.items() if name in FROZEN}
+    judge("asked", {name: asked[name] for name in list(asked)[1:]}, folders["foretell"], chosen)
+    if frozen:
+        judge("frozen", frozen, folders["foretell"], chosen)
+    sys.stdout.write(f"CPU-seconds of pretraining: {seconds}\n")
+
+
+def judge(kind: str, others: dict[str, Path], whole: Path, chosen: argparse.Namespace) -> None:
+    """One benchmark of the whole recipe and others: what they answer when they are asked, or what
+    those that cannot be, and an untrained one, are worth frozen, beside counts."""
+    words = [f"+encoders.{name}={folder}" for name, folder in others.items()]
+    if kind == "asked":
+        words += ["~head@heads.frozen_logistic", "untrained=false"]
     medbert.benchmark(
-        *("task=" + chosen.task, "~head@heads.sum", *others[1:]),
+        *("task=" + chosen.task, "~head@heads.sum", *words),
         store=chosen.judged,
-        encoder_dir=folders["foretell"],
+        encoder_dir=whole,
         label_sizes=list(SIZES),
         allow=chosen.allow,
-        out=chosen.out / "benchmark",
+        out=chosen.out / kind,
         overwrite=True,
     )
-    metrics = json.loads((chosen.out / "benchmark" / "metrics.json").read_text(encoding="utf-8"))
-    sys.stdout.write(f"{metrics['positives']} positives in {metrics['rows']} rows\n")
+    metrics = json.loads((chosen.out / kind / "metrics.json").read_text(encoding="utf-8"))
+    sys.stdout.write(f"{kind}: {metrics['positives']} positives in {metrics['rows']} rows\n")
     for lead in metrics["leads"]:
         cells = [told(one, points=True) for one in (*lead["by_size"].values(), lead["whole"])]
         sys.stdout.write("| " + " | ".join([lead["over"], *cells]) + " |\n")
     for model in metrics["models"]:
         sys.stdout.write(f"{model['name']}: {told(model['auroc'], points=False)}\n")
-    sys.stdout.write(f"CPU-seconds of pretraining: {seconds}\n")
 
 
 if __name__ == "__main__":

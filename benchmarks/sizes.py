@@ -112,7 +112,8 @@ def main() -> None:
         model = load_encoder(out, other).eval()
         one: dict[str, Any] = {"shape": shape, "subjects": n, "loss": loss(model, other)}
         for task, (question, row, until, label) in asked.items():
-            said = expit(ask(other, row, until, model, question, **SIZES))
+            data = Sequences(other, row, until=until, max_tokens=SIZES["max_tokens"])
+            said = expit(ask(data, model, question, batch_tokens=SIZES["batch_tokens"]))
             boot = bootstrap({"auroc": auroc}, label, said, other.subject_ids[row], seed=0)
             one[task] = [
                 boot.values["model", "auroc"],

@@ -83,7 +83,9 @@ def benchmark(
     """
     records = Store(store)
     how = optimizer, trainer, freeze, max_tokens, batch_tokens, patience, seed
-    recipes = {name: Recipe(head, *how) for name, head in heads.items()}
+    recipes = {
+        name: Recipe(head, *how) for name, head in (heads or {"": torch.nn.Identity}).items()
+    }
     trained = encoder_arms(records, recipes, encoder_dir, encoder, encoders, untrained, settings)
     outcome, on_counts = getattr(task, "outcome", None), [*baseline.values()]
     arms = beside_counts(trained, on_counts, of_outcome(outcome, records))

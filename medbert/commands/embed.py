@@ -52,7 +52,7 @@ def embed(
     with artefact(out, overwrite=overwrite, settings=settings) as folder:
         scoring.write(
             folder / "embeddings.parquet",
-            function=lambda batch: pool(model(batch), batch, pooling).float(),
+            values=scoring.each(lambda batch: pool(model(batch), batch, pooling).float()),
             columns=lambda values, here: {
                 "embedding": pa.FixedSizeListArray.from_arrays(values.ravel(), type=kind)
             },

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,10 @@ import pyarrow as pa
 import torch
 
 from medbert.commands.encoders.cohort_rows import Scoring
-from medbert.commands.encoders.questions import answered, foretelling, of_words
+from medbert.commands.encoders.questions import answered, ask, foretelling, of_words
 from medbert.commands.output.artefacts import artefact
 from medbert.model import checkpoint
-from medbert.model.hazards import foretell
-from medbert.schema import BOOLEAN_VALUE, DECISION, PROBABILITY, Batch, InputError
+from medbert.schema import BOOLEAN_VALUE, DECISION, PROBABILITY, InputError
 
 log = logging.getLogger(__name__)
 
@@ -68,11 +67,12 @@ def predict(
     question, rows = None, scoring.cohort
     if query is None:
         head: Any = checkpoint.load_module(run or "", "head").to(scoring.device).eval()
-        logits: Callable[[Batch], torch.Tensor] = partial(head.logits, scoring.model)
+        values = scoring.each(partial(head.logits, scoring.model))
     else:
         question = of_words(query, scoring.records, gap=gap, horizon=horizon)
         foretelling(scoring.model, "query")
-        logits = partial(foretell, scoring.model, **question._asdict())
+        how: dict[str, Any] = {"batch_tokens": scoring.batch_tokens, "device": scoring.device}
+        values = partial(ask, model=scoring.model, question=question, **how)
 
     def columns(logits: np.ndarray, here: slice) -> dict[str, Any]:
         probability = torch.from_numpy(logits).double().sigmoid().numpy()
@@ -87,6 +87,6 @@ def predict(
 
     with artefact(out, overwrite=overwrite, settings=settings) as folder:
         file = folder / "predictions.parquet"
-        scoring.write(file, function=logits, columns=columns, fields=_FIELDS)
+        scoring.write(file, values=values, columns=columns, fields=_FIELDS)
     log.info("made %s; open %s", out, Path(out) / "predictions.parquet")
     return Path(out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,6 +58,12 @@ class Sequences(Dataset[Batch]):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def at(self, places: np.ndarray) -> Sequences:
+        """Some of them."""
+        until, labels = (x if x is None else x[places] for x in (self.until, self.labels))
+        how: dict[str, Any] = {"labels": labels, "max_tokens": self.max_tokens}
+        return Sequences(self.store, self.rows[places], until=until, **how)
 
     def __getitem__(self, indices: np.ndarray) -> Batch:
         history = self._history(indices)

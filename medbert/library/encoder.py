@@ -4,32 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
 
-import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 from medbert.commands.convert import SHA256, VOCABULARY, coarse, vocabulary_of
 from medbert.commands.encoders.cohort_rows import CohortRows, Scoring, cohort_rows
-from medbert.commands.encoders.questions import answered, foretelling, of_words
+from medbert.commands.encoders.questions import answered, ask, foretelling, of_words
 from medbert.commands.output.artefacts import artefact, read_json, write_json
-from medbert.data.batches import Sequences, loader
+from medbert.data.batches import Sequences
 from medbert.data.store import Store
 from medbert.data.vocabulary import Vocabulary
 from medbert.library import model_card
 from medbert.library.frames import cohort_frame, in_html, store_rows
 from medbert.model import checkpoint
-from medbert.model.hazards import foretell
 from medbert.model.heads import POOLINGS, pool
-from medbert.schema import DECISION, PREDICTION_TIME, PROBABILITY, SUBJECT_ID, Batch, InputError
-from medbert.train.score import place, score
+from medbert.schema import DECISION, PREDICTION_TIME, PROBABILITY, SUBJECT_ID, InputError
+from medbert.train.score import place
 
 SETTINGS, README = "settings.json", "README.md"
 SHARED = [checkpoint.CONFIG, checkpoint.WEIGHTS, VOCABULARY, SETTINGS, model_card.FACTS, README]
@@ -96,7 +92,8 @@ class Encoder:
         if pooling not in POOLINGS:
             raise InputError(f"pooling={pooling}: choose one of {', '.join(POOLINGS)}")
         frame, asked = self._scoring(cohort, store, max_tokens, batch_tokens, device)
-        values = _values(asked, lambda batch: pool(self.module(batch), batch, pooling).float())
+        pooled = asked.each(lambda batch: pool(self.module(batch), batch, pooling).float())
+        values = pooled(_sequences(asked))
         names = [f"embedding_{i}" for i in range(self.module.hidden)]
         return pd.DataFrame(values, index=frame.index, columns=names)
 
@@ -121,7 +118,8 @@ class Encoder:
         foretelling(self.module, "query")
         frame, asked = self._scoring(cohort, store, max_tokens, batch_tokens, device)
         question = of_words(query, asked.records, gap=gap, horizon=horizon)
-        log_odds = _values(asked, partial(foretell, self.module, **question._asdict()))
+        how: dict[str, Any] = {"batch_tokens": asked.batch_tokens, "device": asked.device}
+        log_odds = ask(_sequences(asked), self.module, question, **how)
         had = answered(asked.records, asked.cohort.rows, asked.cohort.until, question)
         risk = pd.Series(torch.from_numpy(log_odds).double().sigmoid().numpy(), frame.index)
         said = frame[[SUBJECT_ID, PREDICTION_TIME]].copy()
@@ -244,11 +242,9 @@ class Encoder:
         return in_html(self._told())
 
 
-def _values(asked: Scoring, function: Callable[[Batch], Tensor]) -> np.ndarray:
+def _sequences(asked: Scoring) -> Sequences:
     rows, until, _ = asked.cohort
-    data = Sequences(asked.records, rows, until=until, max_tokens=asked.max_tokens)
-    batches = loader(data, budget=asked.batch_tokens)
-    return score(function, batches, device=asked.device).numpy()
+    return Sequences(asked.records, rows, until=until, max_tokens=asked.max_tokens)
 
 
 def _digest(module: torch.nn.Module) -> str:

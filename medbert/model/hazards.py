@@ -296,20 +296,26 @@ def foretell(
     window: float,
     firsts: Firsts = ALL_FIRST,
     hidden_TD: Tensor | None = None,
+    asked: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """``Hazards.risk`` of ``tokens`` for each subject, as of the end of its history: (B,)."""
+    """``Hazards.risk`` of ``tokens`` for each subject, as of the end of its history, (B,). Where
+    ``asked`` has rising places of tokens, and by what clock it is asked there, at those: (N,)."""
     hidden_TD, clock_T = encoder(batch) if hidden_TD is None else hidden_TD, clock(batch)
-    filled_B = batch.lengths_B > 0
-    last_F = batch.offsets_B1[1:][filled_B] - 1
-    hidden_FD = encoder.with_regression(hidden_TD, batch, last_F)
-    hidden_BD = hidden_FD.new_zeros(len(filled_B), hidden_FD.shape[1])
-    hidden_BD[filled_B] = hidden_FD
-    since_B = torch.zeros_like(hidden_BD[:, 0])
-    if batch.end_B is not None:  # a static code has no time
-        since_B[filled_B] = torch.nan_to_num(batch.end_B[filled_B] - clock_T[last_F])
-    asked: dict[str, Any] = {"since_B": since_B.clamp(min=0), "gap": gap, "window": window}
+    if asked is None:
+        filled_N = batch.lengths_B > 0
+        place_F = batch.offsets_B1[1:][filled_N] - 1
+        end_F = clock_T[place_F] if batch.end_B is None else batch.end_B[filled_N]
+    else:
+        place_F, end_F = asked
+        filled_N = torch.ones_like(place_F, dtype=torch.bool)
+    known_FD = encoder.with_regression(hidden_TD, batch, place_F)
+    hidden_ND = known_FD.new_zeros(len(filled_N), known_FD.shape[1])
+    hidden_ND[filled_N] = known_FD
+    since_N = torch.zeros_like(hidden_ND[:, 0])
+    since_N[filled_N] = torch.nan_to_num(end_F - clock_T[place_F])  # a static code has no time
+    times: dict[str, Any] = {"since_B": since_N.clamp(min=0), "gap": gap, "window": window}
     codes_K = tokens.to(hidden_TD.device)
-    return encoder.hazards.risk(hidden_BD, encoder.codes.weight, codes_K, **asked, firsts=firsts)
+    return encoder.hazards.risk(hidden_ND, encoder.codes.weight, codes_K, **times, firsts=firsts)
 
 
 def _spent(days_X: Tensor, edge_P: Tensor) -> Tensor:

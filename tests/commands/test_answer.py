@@ -17,10 +17,13 @@ from medbert import InputError, Store
 from medbert.commands.encoders.classifier import Recipe, Rows, predict, train_classifier
 from medbert.commands.encoders.questions import ask, of_words, told
 from medbert.commands.output.artefacts import read_json
+from medbert.data.batches import Sequences, loader
 from medbert.model.checkpoint import load_module
+from medbert.model.hazards import foretell
 from medbert.model.heads import Answer
-from medbert.schema import TRAIN, TUNING
+from medbert.schema import DAY_US, TRAIN, TUNING
 from medbert.train.optimizers import adamw
+from medbert.train.score import score
 
 QUICK = {"max_epochs": 2, "accelerator": "cpu"}
 ASKED = {"query": ["^ICD9CM/401", "ICD10CM/I10"], "gap": 60, "horizon": 700}
@@ -58,7 +61,8 @@ def test_training_that_does_harm_leaves_the_answer_as_it_was(made, tmp_path):
     question = of_words(ASKED["query"], records, gap=ASKED["gap"], horizon=ASKED["horizon"])
     rows, until = np.arange(len(records)), np.full(len(records), 1_262_304_000_000_000)  # 2010
     sizes = {"max_tokens": 64, "batch_tokens": 2048}
-    answer = ask(records, rows, until, deepcopy(model), question, **sizes)
+    data = Sequences(records, rows, until=until, max_tokens=64)
+    answer = ask(data, deepcopy(model), question, batch_tokens=2048)
     likely = answer > np.median(answer)
     splits = {TRAIN: Rows(rows, until, ~likely), TUNING: Rows(rows, until, likely)}
     learning = {"weight_decay": 0, "warmup": 1, "encoder_lr_factor": 1, "lazy_rows": False}
@@ -73,6 +77,35 @@ def test_training_that_does_harm_leaves_the_answer_as_it_was(made, tmp_path):
     assert metrics["tuning/auroc"] == pytest.approx(1, abs=1e-3)
     after = predict(records, splits[TUNING], model, head, recipe)
     np.testing.assert_allclose(after, expit(answer), rtol=1e-4)
+
+
+@pytest.mark.parametrize("days", [None, 700])
+def test_asked_at_several_times_a_subject_is_read_once_and_says_the_same(made, days):
+    records, model = Store(made / "store").recent(days), load_module(made / "encoder", "encoder")
+    question = of_words(ASKED["query"], records, gap=ASKED["gap"], horizon=ASKED["horizon"])
+    draw = np.random.default_rng(0)
+    rows, day = draw.integers(0, len(records), 900), draw.integers(-5_000, 17_000, 900)
+    until = (
+        day * DAY_US
+    )  # some before any event, and some when more is known than there is room for
+    data = Sequences(records, rows, until=until, max_tokens=48)
+    assert {1, 48} <= {*data.lengths.tolist()} and len(np.unique(rows)) < 400
+    told = partial(foretell, model.eval(), **question._asdict())
+    alone = score(told, loader(data, budget=2048)).double().numpy()
+    together = ask(data, model, question, batch_tokens=2048)
+    np.testing.assert_allclose(together, alone, atol=2e-4)
+
+
+def test_a_benchmark_without_heads_asks_alone_and_says_whom_it_cannot_ask(made, tmp_path):
+    words = ("~head@heads.sum", "~head@heads.frozen_logistic")
+    few = {"baseline": {}, "label_sizes": [], "n_bootstrap": 20}
+    given = {"store": made / "store", "encoder_dir": made / "encoder", **TASK, **few}
+    medbert.benchmark(*words, untrained=False, **given, out=tmp_path / "report")
+    table = pq.read_table(tmp_path / "report" / "predictions.parquet").to_pandas()
+    assert "Med-BERT, pretrained (query, no labels)" in table
+    assert not table.columns.str.contains("frozen|sum").any()
+    with pytest.raises(InputError, match="Med-BERT, untrained: .* needs a head; say"):
+        medbert.benchmark(*words, **given, out=tmp_path / "no")
 
 
 def test_a_run_holds_its_question_and_is_read_as_any_other(made, tmp_path):

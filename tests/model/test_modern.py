@@ -192,8 +192,12 @@ def _normal(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 def test_equals_a_plain_reading_of_it(changes: dict[str, Any]) -> None:
     model, given = encoder(**changes), batch([7, 20, 1, 0, 12])
     # angles of decades in float32 are right to about a thousandth
-    told_TD = model.with_regression(model(given), given, torch.arange(len(given.tokens_T)))
+    every_T = torch.arange(len(given.tokens_T))
+    told_TD = model.with_regression(model(given), given, every_T)
     torch.testing.assert_close(told_TD, plainly(model, given), atol=2e-3, rtol=0)
+    some_M = torch.tensor([0, 3, 7, 7, 26, 28, 39])  # alone, and one twice
+    told_MD = model.with_regression(model(given), given, some_M)
+    torch.testing.assert_close(told_MD, told_TD[some_M], atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()

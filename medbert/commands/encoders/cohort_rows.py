@@ -39,6 +39,9 @@ _KEYS = pa.schema([(SUBJECT_ID, pa.int64()), (PREDICTION_TIME, pa.timestamp("us"
 _COLUMNS = _KEYS.append(pa.field(BOOLEAN_VALUE, pa.bool_()))
 
 
+Values = Callable[[Sequences], np.ndarray]
+
+
 class CohortRows(NamedTuple):
     """Rows of a store in the order asked for; ``until`` in microseconds, STATIC where nothing of
     the subject is dated; ``labels`` are null where none were given."""
@@ -137,16 +140,25 @@ class Scoring(NamedTuple):
         budget = batch_tokens or begun.get("batch_tokens", 8192)
         return cls(records, model, rows, longest, budget, there)
 
+    def each(self, function: Callable[[Batch], Tensor]) -> Values:
+        """One value, or row of values, per row: ``function`` of every batch."""
+
+        def values(data: Sequences) -> np.ndarray:
+            batches = loader(data, budget=self.batch_tokens)
+            return score(function, batches, device=self.device).numpy()
+
+        return values
+
     def write(
         self,
         file: Path,
         *,
-        function: Callable[[Batch], Tensor],
+        values: Values,
         columns: Callable[[np.ndarray, slice], dict[str, Any]],
         fields: Sequence[pa.Field],
     ) -> None:
         """A row group for each piece of the cohort: subject_id, prediction_time, and the
-        ``columns`` (of ``fields``) that are made of the values of ``function`` and their place.
+        ``columns`` (of ``fields``) that are made of its ``values`` and their place.
 
         ``counts.json`` beside the file: rows, those without any code, those that keep only the
         latest of their codes.
@@ -158,11 +170,10 @@ class Scoring(NamedTuple):
             for here in _pieces(len(self.cohort.rows)):
                 rows, until = self.cohort.rows[here], self.cohort.until[here]
                 data = Sequences(self.records, rows, until=until, max_tokens=self.max_tokens)
-                batches = loader(data, budget=self.batch_tokens)
-                values = score(function, batches, device=self.device).numpy()
+                found = values(data)
                 times = pa.array(until.view("datetime64[us]"))  # STATIC is NaT, so null
                 keys = {SUBJECT_ID: self.records.subject_ids[rows], PREDICTION_TIME: times}
-                writer.write_table(pa.table({**keys, **columns(values, here)}, schema))
+                writer.write_table(pa.table({**keys, **columns(found, here)}, schema))
                 counts["without_codes"] += int((data.lengths == 0).sum())
                 counts["shortened"] += data.n_shortened
                 yield int(data.lengths.sum())

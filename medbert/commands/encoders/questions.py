@@ -16,8 +16,8 @@ from medbert.data.counts import first_of_cases
 from medbert.data.store import Store
 from medbert.data.tasks.outcomes import CodeAtNextVisit, CodeWithin
 from medbert.model.hazards import Firsts, foretell
-from medbert.schema import ORDER, SPECIAL_TOKENS, InputError
-from medbert.train.score import place, score
+from medbert.schema import DATES, DAY_US, ORDER, SPECIAL_TOKENS, Batch, InputError
+from medbert.train.score import place, score, scored
 
 
 class Question(NamedTuple):
@@ -102,21 +102,56 @@ def answered(records: Store, rows: np.ndarray, until: np.ndarray, question: Ques
 
 
 def ask(
-    records: Store,
-    rows: np.ndarray,
-    until: np.ndarray,
+    data: Sequences,
     model: Any,
     question: Question,
     *,
-    max_tokens: int,
     batch_tokens: int,
+    device: torch.device | None = None,
 ) -> np.ndarray:
-    """The log-odds of yes, (N,)."""
-    device = place()
+    """The log-odds of yes, (N,). What is asked of one subject at several times is read once, in its
+    longest record: an encoder that foretells looks back only."""
+    device = device or place()
     model.to(device).eval()
-    data = Sequences(records, rows, until=until, max_tokens=max_tokens)
-    told = partial(foretell, model, **question._asdict())
-    return score(told, loader(data, budget=batch_tokens), device=device).double().numpy()
+    told: Any = partial(foretell, model, **question._asdict())
+    until: Any = data.until
+    lives = _lives(data)
+
+    def together(batch: Batch) -> torch.Tensor:
+        some = [lives[life] for life in batch.rows_B.tolist()]
+        row_N, number = np.concatenate(some), [len(of_one) for of_one in some]
+        before = (np.repeat(until[[of_one[-1] for of_one in some]], number) - until[row_N]) / DAY_US
+        length_N, before_N = (torch.from_numpy(x).to(device) for x in (data.lengths[row_N], before))
+        owner_N = torch.arange(len(some)).repeat_interleave(torch.tensor(number)).to(device)
+        place_N = batch.offsets_B1[owner_N] + length_N - 1
+        end_B: Any = batch.end_B
+        end_N = end_B[owner_N] - before_N.to(batch.age_T.dtype)
+        # before its first date a record does not say that it will have dates
+        unknown_N = batch.age_T[place_N].isnan()
+        return told(batch, asked=(place_N, end_N)).masked_fill(unknown_N, torch.nan)
+
+    found = np.full(len(data), np.nan)
+    if lives:
+        longest = data.at(np.array([of_one[-1] for of_one in lives]))
+        batches = loader(longest, budget=batch_tokens)
+        for life_B, said_N in scored(together, batches, device=device):
+            found[np.concatenate([lives[life] for life in life_B.tolist()])] = said_N.double().cpu()
+    rest = np.flatnonzero(np.isnan(found))
+    if len(rest):
+        batches = loader(data.at(rest), budget=batch_tokens)
+        found[rest] = score(told, batches, device=device).double()
+    return found
+
+
+def _lives(data: Sequences) -> list[np.ndarray]:
+    """Of each subject the places of its rows that have room for all, by time; none where a record
+    is more than the beginning of a later one."""
+    if data.store.time != DATES or data.store.window_days is not None or data.until is None:
+        return []
+    whole = np.flatnonzero((data.lengths > 0) & (data.lengths < data.max_tokens))
+    whole = whole[np.lexsort((data.until[whole], data.rows[whole]))]
+    begun = np.flatnonzero(np.diff(data.rows[whole])) + 1
+    return np.split(whole, begun) if len(whole) else []
 
 
 def _tokens(patterns: Sequence[str], records: Store) -> torch.Tensor:

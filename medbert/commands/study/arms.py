@@ -285,7 +285,8 @@ def encoder_arms(
 ) -> list[EncoderArm]:
     """Every head on every encoder: pretrained, untrained, others; one that is missing is passed.
 
-    ``encoder`` is the shape of the untrained one where there is no ``encoder_dir``.
+    ``encoder`` is the shape of the untrained one where there is no ``encoder_dir``. The recipe of a
+    head "" is for encoders that are only asked.
     """
     size = len(records.vocabulary)
     shape: Callable[..., Any] = partial(encoder, vocabulary_size=size)
@@ -303,7 +304,7 @@ def encoder_arms(
     told = ("encoder", "optimizer", "trainer", "freeze", "max_tokens", "batch_tokens", "patience")
     about = {name: settings[name] for name in told}
     return [
-        EncoderArm(family, head, *made[family], recipe, [about, settings["heads"][head]])
+        EncoderArm(family, head, *made[family], recipe, [about, settings["heads"].get(head)])
         for family in order
         for head, recipe in recipes.items()
     ]

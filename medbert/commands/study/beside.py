@@ -16,6 +16,7 @@ from scipy.special import expit, logit
 
 from medbert.commands.encoders.questions import Question, ask, of_outcome
 from medbert.commands.study.arms import Arm, EncoderArm, Frame, Trained, Trial, Where, on_counts
+from medbert.data.batches import Sequences
 from medbert.evaluate.baselines import AgeSexBaseline, LightGBMBaseline, LogisticBaseline
 from medbert.evaluate.benefit import Recalibration, recalibrate
 from medbert.evaluate.metrics import auroc
@@ -60,15 +61,9 @@ class QueryArm:
         def of_all(frame: Frame) -> np.ndarray:
             question = of_outcome(frame.outcome, frame.records)
             assert question is not None, "such arms are made for tasks that ask for codes"
-            return ask(
-                frame.records,
-                frame.rows.rows,
-                frame.rows.until,
-                self.make(trial.seed),
-                question,
-                max_tokens=self.max_tokens,
-                batch_tokens=self.batch_tokens,
-            )
+            rows, until, _ = frame.rows
+            data = Sequences(frame.records, rows, until=until, max_tokens=self.max_tokens)
+            return ask(data, self.make(trial.seed), question, batch_tokens=self.batch_tokens)
 
         return {
             name: frame.keep(("query", self.family, seed), partial(of_all, frame))[places]
@@ -177,16 +172,21 @@ def beside_counts(
     on_codes = [each for each in baselines if not isinstance(each, AgeSexBaseline)]
     found: list[Arm] = []
     for family in dict.fromkeys(arm.family for arm in arms):
-        heads = [arm for arm in arms if arm.family == family]
-        model = heads[0].make(0)
+        mine = [arm for arm in arms if arm.family == family]
+        heads, model = [arm for arm in mine if arm.head], mine[0].make(0)
         posed = [arm.posed(model, question).head(hidden=model.hidden) for arm in heads]
         frozen = [a for a, h in zip(heads, posed, strict=True) if isinstance(h, FrozenLogistic)]
-        made, sizes = heads[0], heads[0].recipe
+        made, sizes = mine[0], mine[0].recipe
         foretells = made.weights is not None and getattr(model, "hazards", None) is not None
         if question and foretells:  # untrained, it has nothing to say
             query = QueryArm(family, made.make, made.weights, sizes.max_tokens, sizes.batch_tokens)
             found += [BesideArm(query, on_codes), query]
         elif frozen:
             found.append(BesideArm(frozen[0], on_codes))
+        elif not heads:
+            raise InputError(
+                f"{family}: has no answer to this without labels, so it needs a head; say "
+                "+head@heads.frozen_logistic=frozen_logistic (or untrained=false)"
+            )
         found += heads
     return found

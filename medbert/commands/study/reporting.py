@@ -18,13 +18,13 @@ def write_report(study: Study, path: Path, *, run: Path, min_count: int) -> Stud
     that the run tells."""
     cohort, begun = read_json(run / "cohort.json"), read_json(run / "settings.json")
     records, about = Store(begun["store"]), cohort["task"]
-    heads = begun.get("heads") or {begun["head"]["_target_"].rpartition(".")[2]: None}
+    heads = begun["heads"] if "heads" in begun else [begun["head"]["_target_"].rpartition(".")[2]]
     used = {
         "source": records.info["source"]["name"],
         "subjects": f"{len(records):,}",
         "vocabulary": f"{len(records.vocabulary):,} tokens",
         "encoder": begun["encoder_dir"] or "untrained",
-        "head": ", ".join(heads).replace("_", " "),
+        "head": ", ".join(heads).replace("_", " ") or "none, only asked",
         "seed": begun["seed"],
     }
     software = read_json(run / "environment.json")
