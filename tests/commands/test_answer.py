@@ -84,10 +84,8 @@ def test_asked_at_several_times_a_subject_is_read_once_and_says_the_same(made, d
     records, model = Store(made / "store").recent(days), load_module(made / "encoder", "encoder")
     question = of_words(ASKED["query"], records, gap=ASKED["gap"], horizon=ASKED["horizon"])
     draw = np.random.default_rng(0)
-    rows, day = draw.integers(0, len(records), 900), draw.integers(-5_000, 17_000, 900)
-    until = (
-        day * DAY_US
-    )  # some before any event, and some when more is known than there is room for
+    rows, day = draw.integers(0, len(records), 900), draw.integers(11_000, 18_000, 900)
+    until = day * DAY_US  # before any event, too, and when there is no room for all
     data = Sequences(records, rows, until=until, max_tokens=48)
     assert {1, 48} <= {*data.lengths.tolist()} and len(np.unique(rows)) < 400
     told = partial(foretell, model.eval(), **question._asdict())
