@@ -5,12 +5,12 @@
     medbert prepare source=meds source.path=events/ out=store/
     medbert prepare source=meds source.path=others/ vocabulary=store/ out=other/ \
         fractions=[0.47,0.13,0.40]
-    python benchmarks/ablation.py store/ other/ ablation/ --subjects 20000
-    python benchmarks/ablation.py d130/ d130/ ablation130/ --task dhf_next --rate 1e-3 --epochs 2 \
-        --tokens 2048
+    python benchmarks/ablation.py store/ other/ ablation/ --subjects 20000 --controls 10
+    python benchmarks/ablation.py d130/ d130/ ablation130/ --task dhf_next
 
-Pretrains on the first store and judges on the second: AUROC with 300, 1,000 and all labels, means
-over five draws, each difference paired. (Two invented lives of one number may be alike by chance:
+Pretrains on the first store and judges on the second: AUROC without labels and with 300, 1,000 and
+all of them, means over five draws, each difference paired; first those that can be asked, then the
+others, frozen. (Two invented lives of one number may be alike by chance:
 ``--allow held_out_in_pretraining``.) A row again, alone: ``--rows no_silence``. The published
 preset has as many seconds of the clock as the whole recipe took of the CPU. Encoders that are there
 already are kept.
@@ -26,7 +26,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 import medbert
+from medbert.evaluate.intervals import bootstrap, percentiles
+from medbert.evaluate.metrics import auroc
 
 BERT = (
     *("encoder=modern", "encoder.layers=2", "encoder.heads=4"),
@@ -86,6 +90,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--controls", type=int, default=None, help="rows for each positive: faster")
     parser.add_argument("--allow", nargs="*", default=[], help="findings of the linter")
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS)
     chosen = parser.parse_args()
@@ -109,6 +114,8 @@ def judge(kind: str, others: dict[str, Path], whole: Path, chosen: argparse.Name
     words = [f"+encoders.{name}={folder}" for name, folder in others.items()]
     if kind == "asked":
         words += ["~head@heads.frozen_logistic", "untrained=false"]
+    if chosen.controls is not None:
+        words.append(f"++task.controls={chosen.controls}")
     medbert.benchmark(
         *("task=" + chosen.task, "~head@heads.sum", *words),
         store=chosen.judged,
@@ -125,6 +132,18 @@ def judge(kind: str, others: dict[str, Path], whole: Path, chosen: argparse.Name
         sys.stdout.write("| " + " | ".join([lead["over"], *cells]) + " |\n")
     for model in metrics["models"]:
         sys.stdout.write(f"{model['name']}: {told(model['auroc'], points=False)}\n")
+    table = pq.read_table(chosen.out / kind / "predictions.parquet").to_pandas()
+    said = {name: table[name] for name in table if name.endswith("(query, no labels)")}
+    sets = table["boolean_value"], said, table["subject_id"]
+    boot = bootstrap({"auroc": auroc}, *sets, seed=0)
+    first, *rest = said
+    for name in rest:
+        value, samples = (
+            part[first, "auroc"] - part[name, "auroc"] for part in (boot.values, boot.samples)
+        )
+        low, high = percentiles(samples, 0.95)
+        one = {"value": value, "low": low, "high": high}
+        sys.stdout.write(f"without labels, over {name}: {told(one, points=True)}\n")
 
 
 if __name__ == "__main__":
