@@ -40,7 +40,7 @@ from medbert.evaluate.metrics import auroc
 from medbert.model.hazards import TimeToEvent
 from medbert.schema import TRAIN, TUNING
 
-EPOCHS = {1_000: 30, 3_000: 15, 10_000: 8, 30_000: 5, 100_000: 3, 300_000: 2}
+EPOCHS = {1_000: 30, 3_000: 15, 10_000: 8, 30_000: 3, 100_000: 3, 300_000: 2}
 SHAPES = {"plain": ["encoder.ever=false"], "causal": []}
 TASKS = ("dhf", "paca")
 NEGATIVES = 20_000  # rows without the outcome, drawn: AUROC does not depend on their number
@@ -129,6 +129,8 @@ def main() -> None:
         print(f"| {one['shape']} | {one['subjects']:,} | {one['loss']:.2f} | {' | '.join(cells)} |")
     for shape, name in itertools.product(SHAPES, ("loss", *TASKS)):
         mine = [one for one in found.values() if one["shape"] == shape]
+        if len(mine) < 3:  # numbers of a curve
+            continue
         values = [one[name] if name == "loss" else one[name][0] for one in mine]
         curve = fitted([one["subjects"] for one in mine], values)
         if curve:

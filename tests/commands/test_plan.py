@@ -90,7 +90,7 @@ def test_a_small_cohort_with_the_published_recipe_is_warned(store, caplog):
 def test_what_more_subjects_bring_is_told_where_it_was_measured(store):
     plan = medbert.plan("experiment=foretell", store=store, n_subjects=1_000_000, **QUICK_TIME)
     few, many = (advice[0] for advice in plan["advice"])
-    assert "an AUROC of about 0.85 " in many and "100,000 were measured: an extrapolation" in many
+    assert "an AUROC of about 0.85 " in many and "300,000 were measured: an extrapolation" in many
     assert "an extrapolation" in few and "about 0.77 " in few  # of some 280
     assert "0.81 " in expected(25_000) and "extrapolation" not in expected(25_000)
     assert "0.80 " in expected(10_000)  # as measured
