@@ -41,6 +41,7 @@ from medbert.schema import HELD_OUT, TRAIN, TUNING
 
 log = logging.getLogger(__name__)
 
+_NONE = {"": torch.nn.Identity}  # heads: encoders are only asked
 KEPT = "trained"  # where a run that was stopped finds what was trained
 
 
@@ -83,9 +84,7 @@ def benchmark(
     """
     records = Store(store)
     how = optimizer, trainer, freeze, max_tokens, batch_tokens, patience, seed
-    recipes = {
-        name: Recipe(head, *how) for name, head in (heads or {"": torch.nn.Identity}).items()
-    }
+    recipes = {name: Recipe(head, *how) for name, head in (heads or _NONE).items()}
     trained = encoder_arms(records, recipes, encoder_dir, encoder, encoders, untrained, settings)
     outcome, on_counts = getattr(task, "outcome", None), [*baseline.values()]
     arms = beside_counts(trained, on_counts, of_outcome(outcome, records))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -80,10 +80,7 @@ def pretrain(
         data = _whom_to_read(records, max_tokens, n_subjects, module.objective)
         if privacy is None:  # what is promised is of the steps alone
             some = loader(data[TRAIN], budget=batch_tokens, seed=seed, shuffle=True)
-            read = min(len(some), _READ)
-            told: dict[str, Any] = {"unit": "codes", "size": lambda batch: len(batch.tokens_T)}
-            batches = follow(islice(some, read), "reading for a start", read, **told)
-            begin(module.encoder, module.objective, batches)
+            begin(module.encoder, module.objective, _some(some))
         tuning = loader(data[TUNING], budget=batch_tokens)
         by_chance = _by_chance(data[TRAIN], tuning, module.objective, seed)
         train = loader(data[TRAIN], budget=batch_tokens, seed=seed, shuffle=True, shared=True)
@@ -110,6 +107,13 @@ def pretrain(
     _tell_what_was_learned(metrics, by_chance.get("visit_pairs"), data[TRAIN], settings)
     log.info("made %s; next: medbert finetune store=%s encoder_dir=%s task=dhf", out, store, out)
     return Path(out)
+
+
+def _some(batches: DataLoader) -> Iterator[Any]:
+    """As many as a regression starts from."""
+    read = min(len(batches), _READ)
+    told: dict[str, Any] = {"unit": "codes", "size": lambda batch: len(batch.tokens_T)}
+    return follow(islice(batches, read), "reading for a start", read, **told)
 
 
 def _line(by_chance: dict[str, float], module: TrainingModule) -> EpochLine:

@@ -124,16 +124,14 @@ def ask(
         length_N, before_N = (torch.from_numpy(x).to(device) for x in (data.lengths[row_N], before))
         owner_N = torch.arange(len(some)).repeat_interleave(torch.tensor(number)).to(device)
         place_N = batch.offsets_B1[owner_N] + length_N - 1
-        end_B: Any = batch.end_B
-        end_N = end_B[owner_N] - before_N.to(batch.age_T.dtype)
+        end_N = torch.as_tensor(batch.end_B)[owner_N] - before_N.to(batch.age_T.dtype)
         # before its first date a record does not say that it will have dates
         unknown_N = batch.age_T[place_N].isnan()
         return told(batch, asked=(place_N, end_N)).masked_fill(unknown_N, torch.nan)
 
     found = np.full(len(data), np.nan)
     if lives:
-        longest = data.at(np.array([of_one[-1] for of_one in lives]))
-        batches = loader(longest, budget=batch_tokens)
+        batches = loader(data.at(np.array([of_one[-1] for of_one in lives])), budget=batch_tokens)
         for life_B, said_N in scored(together, batches, device=device):
             found[np.concatenate([lives[life] for life in life_B.tolist()])] = said_N.double().cpu()
     rest = np.flatnonzero(np.isnan(found))
