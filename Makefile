@@ -26,13 +26,13 @@ demo: .venv/installed ## invent 50,000 lives, pretrain, predict heart failure in
 	$(BIN)/medbert evaluate run=$(DEMO)/run out=$(DEMO)/report overwrite=true
 	@echo "The report: $(CURDIR)/$(DEMO)/report/report.html"
 
-encoder: .venv/installed ## train and audit the small encoder that is shipped, on an invented cohort (minutes)
-	$(BIN)/medbert synthesize n_subjects=145000 seed=31 out=$(SHIPPED)/events overwrite=true
+encoder: .venv/installed ## train and audit the small encoder that is shipped, on an invented cohort (most of an hour)
+	$(BIN)/medbert synthesize n_subjects=430000 seed=31 out=$(SHIPPED)/events overwrite=true
 	$(BIN)/medbert prepare source=meds source.path=$(SHIPPED)/events out=$(SHIPPED)/store overwrite=true
-	$(BIN)/medbert audit plant store=$(SHIPPED)/store 'repeats=[1,4]' out=$(SHIPPED)/planted overwrite=true
-	$(BIN)/medbert pretrain store=$(SHIPPED)/planted experiment=foretell out=$(SHIPPED)/encoder overwrite=true
+	$(BIN)/medbert audit plant store=$(SHIPPED)/store 'repeats=[1]' out=$(SHIPPED)/planted overwrite=true
+	$(BIN)/medbert pretrain store=$(SHIPPED)/planted experiment=foretell trainer.max_epochs=2 out=$(SHIPPED)/encoder overwrite=true
 	$(BIN)/medbert audit store=$(SHIPPED)/planted encoder_dir=$(SHIPPED)/encoder out=$(SHIPPED)/audit overwrite=true
-	$(BIN)/python -c "import medbert; medbert.Encoder.from_pretrained('$(SHIPPED)/encoder').save_pretrained('data_synthetic/encoder', overwrite=True, license='apache-2.0', data_statement='145,000 invented lives (medbert synthesize, seed 31): no records of people.')"
+	$(BIN)/python -c "import medbert; medbert.Encoder.from_pretrained('$(SHIPPED)/encoder').save_pretrained('data_synthetic/encoder', overwrite=True, license='apache-2.0', data_statement='430,000 invented lives (medbert synthesize, seed 31): no records of people.')"
 
 notes: .venv/installed ## invent the notes that are shipped
 	$(BIN)/medbert synthesize notes out=$(SHIPPED)/notes overwrite=true
